@@ -1,0 +1,1 @@
+"""Baseline prefill, knockout replay, and the plain reference pass."""

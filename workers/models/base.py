@@ -1,0 +1,124 @@
+"""What a model family gives the engine: prepared inputs, embeddings, positions and its decoder.
+
+Shapes: B batch, N prompt tokens, D hidden size, L decoder layers, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from avflow.datasets.media import DecodedMedia, MediaSpec
+from avflow.datasets.sample import Sample
+from avflow.pathways.layout import Layout
+
+
+class UnsupportedModelError(ValueError):
+    """The checkpoint is not one this family knows how to run: what differs, and what is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Which checkpoint, and how to run it. Every field is identity: it can change a number.
+
+    `path` is a local folder, a hub id, or `testbed` for the shipped checkpoint. `dtype` is
+    float32, bfloat16 or float64; `attention` is what the unmodified model runs with (sdpa, eager).
+    `system_prompt` None means the family's stated default. `fps` frames a second; `max_frames`
+    a video; `frame_tokens` and `image_tokens` at most a frame pair and an image, after merging
+    (None: the checkpoint's own pixel budget).
+    """
+
+    name: str
+    family: str
+    path: str
+    revision: str | None = None
+    dtype: str = "bfloat16"
+    attention: str = "sdpa"
+    system_prompt: str | None = None
+    fps: float = 2.0
+    max_frames: int = 128
+    frame_tokens: int | None = 144
+    image_tokens: int | None = 576
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What planning needs to know of a checkpoint, read from its config without its weights.
+
+    `digest` is a sha256 of config and weight-file identities: equal digests mean equal models.
+    """
+
+    n_layers: int
+    hidden_size: int
+    n_heads: int
+    n_kv_heads: int
+    intermediate_size: int
+    vocab_size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """One sample's processor output on the CPU, with its layout.
+
+    `tensors` are the processor's own outputs by name; `option_tokens` the vocabulary id of each
+    option letter as the model would generate it first; `prompt` the expanded text and `offsets`
+    int64 [N, 2] each token's characters in it.
+    """
+
+    sample: Sample
+    tensors: dict[str, Tensor]
+    layout: Layout
+    option_tokens: tuple[int, ...]
+    prompt: str
+    offsets: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """The decoder's exact inputs: inputs_embeds [1, N, D], position_ids int64 [3, 1, N],
+    attention_mask int64 [1, N] (all ones), input_ids int64 [1, N]."""
+
+    inputs_embeds: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    input_ids: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoder:
+    """The text decoder, piece by piece, as the official modules.
+
+    `layers[i](h, attention_mask=…, position_embeddings=…, past_key_values=…)` returns [B, N, D];
+    `rotary(h, position_ids)` the (cos, sin) that all layers share; `config` the text config.
+    """
+
+    layers: Sequence[nn.Module]
+    rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    norm: nn.Module
+    lm_head: nn.Module
+    config: object
+
+
+class LoadedModel(Protocol):
+    """A checkpoint in memory. One a worker."""
+
+    spec: ModelSpec
+    info: ModelInfo
+    decoder: Decoder
+    hf_model: nn.Module
+    media_spec: MediaSpec
+    device: torch.device
+
+    def prepare(self, sample: Sample, media: Sequence[DecodedMedia]) -> Prepared:
+        """Processor output and layout. `media` in the order of `sample.media`. CPU only.
+
+        Raises LayoutError when a group can't be located, MediaError when media don't fit.
+        """
+        ...
+
+    def embed(self, prepared: Prepared) -> Embedded:
+        """Run the encoders and the embedding table, once a sample."""
+        ...

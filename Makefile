@@ -1,0 +1,37 @@
+# Everything from a bare clone: `make demo` runs the main job, `make test` the tests.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+WORKERS ?= 2
+PACKAGES := pathways datasets workers orchestrator
+
+.PHONY: install demo test test-slow check clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/avflow sweep configs/demo.yaml --run runs/demo --workers $(WORKERS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow" --durations=10
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow --timeout=1800 --durations=10
+
+# mypy does not follow the folder mapping of an editable install, so it gets links to follow.
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf .types && mkdir -p .types/avflow
+	ln -s ../../orchestrator/public/__init__.py ../../orchestrator/public/results.py .types/avflow/
+	for package in $(PACKAGES); do ln -s ../../$$package .types/avflow/$$package; done
+	MYPYPATH=.types $(BIN)/mypy .types/avflow
+
+clean:
+	rm -rf .types .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,92 @@
+"""The undisturbed pass, once a sample, keeping what every replay starts from.
+
+A loop over the official decoder layers: bit-equal to the model's own forward (tested).
+Shapes: N prompt tokens, D hidden size, L layers, G key/value heads, d head size, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import create_causal_mask
+
+from avflow.workers.engine.head import last_probabilities
+from avflow.workers.models.base import Decoder, Embedded, UnsupportedModelError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """`residual[i]` is layer i's input at positions `start` on, [1, N - start, D] in the model's
+    dtype; `keys[i]` and `values[i]` are [1, G, N, d], rotated; `cos` and `sin` [1, N, d];
+    `probabilities` [V] float32 at the last position."""
+
+    start: int
+    n_tokens: int
+    residual: tuple[Tensor, ...]
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    cos: Tensor
+    sin: Tensor
+    probabilities: Tensor
+
+
+class _Recorder:
+    """Stands where the layers expect a cache: keeps keys and values, hands them back unchanged."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def update(
+        self, key: Tensor, value: Tensor, layer_idx: int, *_cache_kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        if layer_idx != len(self.keys):
+            raise UnsupportedModelError(
+                f"layer {len(self.keys)} calls itself {layer_idx}: layers must run in order, each "
+                "with its own keys and values"
+            )
+        self.keys.append(key)
+        self.values.append(value)
+        return key, value
+
+
+@torch.inference_mode()
+def run_baseline(decoder: Decoder, embedded: Embedded, start: int) -> Baseline:
+    """Prefill, keeping the residual stream from position `start` on (N: keep none).
+
+    Raises UnsupportedModelError for a decoder whose layers are not all full causal attention.
+    """
+    types = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
+    if types != {"full_attention"}:
+        raise UnsupportedModelError(
+            f"the decoder has layers of type {sorted(types)}; the engine knows full_attention only"
+        )
+    hidden = embedded.inputs_embeds
+    mask = create_causal_mask(
+        config=decoder.config,
+        inputs_embeds=hidden,
+        attention_mask=embedded.attention_mask,
+        past_key_values=None,
+        position_ids=None,
+    )
+    cos, sin = decoder.rotary(hidden, embedded.position_ids)
+    recorder = _Recorder()
+    residual: list[Tensor] = []
+    for layer in decoder.layers:
+        residual.append(hidden[:, start:].clone())  # a view would keep the whole prompt's alive
+        hidden = layer(
+            hidden,
+            attention_mask=mask,
+            position_embeddings=(cos, sin),
+            past_key_values=recorder,
+        )
+    return Baseline(
+        start=start,
+        n_tokens=hidden.shape[1],
+        residual=tuple(residual),
+        keys=tuple(recorder.keys),
+        values=tuple(recorder.values),
+        cos=cos,
+        sin=sin,
+        probabilities=last_probabilities(decoder, hidden[:, -1])[0],
+    )

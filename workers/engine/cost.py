@@ -1,0 +1,135 @@
+"""What a sample's work costs: token-layers and FLOPs, executed, plain, and at the least.
+
+A token-layer is one position through one decoder layer. FLOPs count multiply-adds twice, matrix
+products alone (norms, rotary, softmax and the encoders are left out of all three alike).
+
+Shapes: L layers, N prompt tokens, m = N - start replayed positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from avflow.workers.engine.attention import query_chunks
+from avflow.workers.engine.replay import Row
+from avflow.workers.models.base import ModelInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """A checkpoint's sizes and a prompt's length; `item_bytes` of the model's dtype."""
+
+    n_layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    vocabulary: int
+    n_tokens: int
+    item_bytes: int
+
+    @property
+    def kv_flops(self) -> int:
+        """Key and value projections of one token-layer."""
+        return 4 * self.hidden * self.kv_heads * self.head_size
+
+    @property
+    def linear_flops(self) -> int:
+        """All projections and the MLP of one token-layer."""
+        query_and_output = 4 * self.hidden * self.heads * self.head_size
+        return self.kv_flops + query_and_output + 6 * self.hidden * self.intermediate
+
+    @property
+    def edge_flops(self) -> int:
+        """Score and mix of one (query, key) edge over all heads."""
+        return 4 * self.heads * self.head_size
+
+    @property
+    def head_flops(self) -> int:
+        """The LM head at one position."""
+        return 2 * self.hidden * self.vocabulary
+
+    def causal_edges(self, start: int) -> int:
+        """(query, key) edges of the queries from `start` on under the causal mask."""
+        return sum(range(start + 1, self.n_tokens + 1))
+
+    def row_bytes(self, start: int) -> int:
+        """Activations of one replayed row at its widest, attention scores apart."""
+        m = self.n_tokens - start
+        projections = 2 * (self.heads + 2 * self.kv_heads) * self.head_size
+        widest = 4 * self.hidden + max(projections, 3 * self.intermediate)
+        return m * widest * self.item_bytes + 3 * m * self.n_tokens + 12 * self.vocabulary
+
+
+def shapes_of(info: ModelInfo, head_size: int, n_tokens: int, item_bytes: int) -> Shapes:
+    """A checkpoint's shapes for a prompt of `n_tokens`."""
+    return Shapes(
+        n_layers=info.n_layers,
+        hidden=info.hidden_size,
+        heads=info.n_heads,
+        kv_heads=info.n_kv_heads,
+        head_size=head_size,
+        intermediate=info.intermediate_size,
+        vocabulary=info.vocab_size,
+        n_tokens=n_tokens,
+        item_bytes=item_bytes,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Token-layers and FLOPs. Costs add."""
+
+    token_layers: int = 0
+    flops: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            token_layers=self.token_layers + other.token_layers, flops=self.flops + other.flops
+        )
+
+
+def plain_cost(shapes: Shapes, forwards: int = 1) -> Cost:
+    """Full forwards, each over the whole prompt with dense attention and one head position.
+
+    The plain way runs one a (pathway, centre layer), and one for the baseline.
+    """
+    n = shapes.n_tokens
+    a_layer = n * shapes.linear_flops + n * n * shapes.edge_flops
+    flops = shapes.n_layers * a_layer + shapes.head_flops
+    return Cost(token_layers=forwards * shapes.n_layers * n, flops=float(forwards * flops))
+
+
+def replay_cost(shapes: Shapes, start: int, rows: Sequence[Row], score_bytes: int) -> Cost:
+    """What `replay` executes for these rows."""
+    m = shapes.n_tokens - start
+    token_layers = flops = 0
+    for layer in range(shapes.n_layers):
+        alive = sum(row.layers.start <= layer for row in rows)
+        if not alive:
+            continue
+        chunks = query_chunks(alive, shapes.heads, m, shapes.n_tokens, score_bytes)
+        edges = sum(len(chunk) * (start + chunk.stop) for chunk in chunks)
+        token_layers += alive * m
+        flops += alive * (m * shapes.linear_flops + edges * shapes.edge_flops)
+    return Cost(token_layers=token_layers, flops=float(flops + len(rows) * shapes.head_flops))
+
+
+def least_cost(shapes: Shapes, start: int, n_targets: int, rows: Sequence[Row]) -> Cost:
+    """The least that rows of one curve need, given the baseline: C_min.
+
+    Below the window's first layer a nothing changes; at layer a only the `n_targets` blocked
+    queries do; from a + 1 on the m positions from `start`; at the last layer only the last
+    position's query is needed (with the keys and values of all m).
+    """
+    m, last = shapes.n_tokens - start, shapes.n_layers - 1
+    edges = shapes.causal_edges(start)
+    total = Cost()
+    for row in rows:
+        first = row.layers.start
+        between = max(0, last - first - 1)
+        token_layers = between * m + 1 + (n_targets if first < last else 0)
+        flops = token_layers * shapes.linear_flops + (m - 1) * shapes.kv_flops
+        flops += (between * edges + shapes.n_tokens) * shapes.edge_flops + shapes.head_flops
+        total += Cost(token_layers=token_layers, flops=float(flops))
+    return total

@@ -1,0 +1,1 @@
+"""What to run, where it stands, what came out."""

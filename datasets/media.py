@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import av
 import numpy as np
@@ -264,7 +265,7 @@ def _packets(
     container: av.container.InputContainer,
     streams: list[av.VideoStream | av.AudioStream],
     spec: MediaSpec,
-) -> Iterator[av.Packet]:
+) -> Iterator[Any]:
     deadline = time.monotonic() + spec.decode_timeout_s
     for packet in container.demux(streams):
         if time.monotonic() > deadline:
@@ -348,7 +349,7 @@ class _FramePicker:
         self._keep_until(np.inf)
         if len({kept.shape for kept in self._kept}) > 1:
             raise MediaError(f"{path}: the picture's size changes on the way; encode it again")
-        held = float((self._shown.duration or 0) * self._shown.time_base)
+        held = float((self._shown.duration or 0) * (self._shown.time_base or 0))
         return np.stack(self._kept), self._shown.time - self.zero + held
 
     def _keep_until(self, now: float) -> None:
@@ -385,7 +386,8 @@ class _Sound:
         self._resample(frame)
 
     def _resample(self, frame: av.AudioFrame | None) -> None:
-        self._pieces += [out.to_ndarray().reshape(-1) for out in self._resampler.resample(frame)]
+        for out in self._resampler.resample(frame):
+            self._pieces.append(out.to_ndarray().reshape(-1).astype(np.float32, copy=False))
 
     def finish(
         self, path: Path, *, zero: float | None, max_s: float | None

@@ -10,18 +10,19 @@ from avflow.pathways.pathway import Direction, Pathway, PathwayError
 def _video(
     name: str, sources: str, targets: str, figure: str, direction: Direction = "one_way"
 ) -> Pathway:
-    return _pathway("single_video", name, sources, targets, figure, direction)
+    return _pathway("single_video", name, (sources, targets), figure, direction)
 
 
 def _items(
     name: str, sources: str, targets: str, figure: str, direction: Direction = "one_way"
 ) -> Pathway:
-    return _pathway("interleaved", name, sources, targets, figure, direction)
+    return _pathway("interleaved", name, (sources, targets), figure, direction)
 
 
 def _pathway(
-    layout: LayoutKind, name: str, sources: str, targets: str, figure: str, direction: Direction
+    layout: LayoutKind, name: str, ends: tuple[str, str], figure: str, direction: Direction
 ) -> Pathway:
+    sources, targets = ends
     return Pathway(
         name=name,
         layout=layout,

@@ -71,10 +71,10 @@ class Layout:
         _check_partition(self)
         _check_options(self)
         if self.kind == "interleaved" and self.correct_candidate is not None:
-            known = {s.index for s in self.segments if s.kind == "candidate"}
-            if self.correct_candidate not in known:
+            known = sorted({str(s.index) for s in self.segments if s.kind == "candidate"})
+            if str(self.correct_candidate) not in known:
                 raise LayoutError(
-                    f"correct candidate {self.correct_candidate} is not among {sorted(map(str, known))}"
+                    f"correct candidate {self.correct_candidate} is not among {', '.join(known)}"
                 )
 
     def of(self, *kinds: SegmentKind) -> Iterator[Segment]:

@@ -106,3 +106,9 @@ def first_target(layout: Layout, blocked: NDArray[np.bool_]) -> int | None:
     """The first position whose attention changes (s = min T); None if no causal edge is blocked."""
     rows = np.flatnonzero(np.tril(blocked, -1).any(axis=1))
     return int(layout.segments[rows[0]].start) if rows.size else None
+
+
+def n_targets(layout: Layout, blocked: NDArray[np.bool_]) -> int:
+    """How many positions lose a key: |T| of the knockout, causality taken into account."""
+    rows = np.flatnonzero(np.tril(blocked, -1).any(axis=1))
+    return sum(layout.segments[row].stop - layout.segments[row].start for row in rows)

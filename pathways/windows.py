@@ -4,8 +4,8 @@
 def window_layers(center_layer: int, window: int, n_layers: int) -> range:
     """The layers that a knockout centred on `center_layer` masks.
 
-    As the paper's k: `window // 2` layers below the centre and `ceil(window / 2) - 1` above (an even
-    window leans towards the first layer, as in the peers' code), clipped to [0, n_layers - 1].
+    As the paper's k: `window // 2` layers below the centre and `ceil(window / 2) - 1` above (an
+    even window leans towards the first layer, as in the peers' code), clipped to [0, n_layers - 1].
     Raises ValueError when the centre is not a layer or the window is not in 1..n_layers.
     """
     if not 0 <= center_layer < n_layers:

@@ -74,8 +74,10 @@ def shared_prefix_attention(
     return out.view(rows, m, heads, d), None
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, prefix: SharedPrefix, allowed: Tensor) -> Tensor:
-    """query [G, R, g, c, d]; key, value [G, R, n, d]; allowed [R or 1, c, s + n] -> [G, R, g, c, d]."""
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, prefix: SharedPrefix, allowed: Tensor
+) -> Tensor:
+    """query [G, R, g, c, d]; key, value [G, R, n, d]; allowed [R or 1, c, s + n] -> as query."""
     kv_heads, rows, group, c, d = query.shape
     s, n = prefix.key.shape[2], key.shape[2]
     together = query.reshape(kv_heads, rows * group * c, d)

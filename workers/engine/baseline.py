@@ -5,9 +5,11 @@ Shapes: N prompt tokens, D hidden size, L layers, G key/value heads, d head size
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 
 from avflow.workers.engine.head import last_probabilities
@@ -63,7 +65,7 @@ def run_baseline(decoder: Decoder, embedded: Embedded, start: int) -> Baseline:
         )
     hidden = embedded.inputs_embeds
     mask = create_causal_mask(
-        config=decoder.config,
+        config=cast(PreTrainedConfig, decoder.config),
         inputs_embeds=hidden,
         attention_mask=embedded.attention_mask,
         past_key_values=None,

@@ -115,21 +115,31 @@ def replay_cost(shapes: Shapes, start: int, rows: Sequence[Row], score_bytes: in
     return Cost(token_layers=token_layers, flops=float(flops + len(rows) * shapes.head_flops))
 
 
-def least_cost(shapes: Shapes, start: int, n_targets: int, rows: Sequence[Row]) -> Cost:
-    """The least that rows of one curve need, given the baseline: C_min.
+def prefill_floor(shapes: Shapes) -> Cost:
+    """The least that the one baseline needs: every token-layer once, causal edges alone."""
+    n, n_layers = shapes.n_tokens, shapes.n_layers
+    a_layer = n * shapes.linear_flops + shapes.causal_edges(0) * shapes.edge_flops
+    flops = n_layers * a_layer + shapes.head_flops
+    return Cost(token_layers=n_layers * n, flops=float(flops))
+
+
+def replay_floor(shapes: Shapes, start: int, n_targets: int, first_layers: Sequence[int]) -> Cost:
+    """The least that one curve needs, given the baseline: C_min of windows from `first_layers` on.
 
     Below the window's first layer a nothing changes; at layer a only the `n_targets` blocked
-    queries do; from a + 1 on the m positions from `start`; at the last layer only the last
-    position's query is needed (with the keys and values of all m).
+    queries do, and their keys and values don't; from a + 1 on the m positions from `start`; at the
+    last layer only the last position's query is needed, with the keys and values of all m.
     """
     m, last = shapes.n_tokens - start, shapes.n_layers - 1
     edges = shapes.causal_edges(start)
-    total = Cost()
-    for row in rows:
-        first = row.layers.start
-        between = max(0, last - first - 1)
-        token_layers = between * m + 1 + (n_targets if first < last else 0)
-        flops = token_layers * shapes.linear_flops + (m - 1) * shapes.kv_flops
-        flops += (between * edges + shapes.n_tokens) * shapes.edge_flops + shapes.head_flops
-        total += Cost(token_layers=token_layers, flops=float(flops))
-    return total
+    token_layers = flops = 0
+    for first in first_layers:
+        between = max(0, last - 1 - first)
+        token_layers += between * m + 1
+        flops += between * (m * shapes.linear_flops + edges * shapes.edge_flops)
+        flops += shapes.linear_flops + shapes.n_tokens * shapes.edge_flops + shapes.head_flops
+        if first < last:
+            token_layers += n_targets
+            flops += n_targets * (shapes.linear_flops - shapes.kv_flops)
+            flops += (m - 1) * shapes.kv_flops
+    return Cost(token_layers=token_layers, flops=float(flops))

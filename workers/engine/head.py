@@ -26,7 +26,8 @@ def last_probabilities(decoder: Decoder, hidden: Tensor) -> Tensor:
 
 def _logits(decoder: Decoder, normed: Tensor) -> Tensor:
     with align_module_device(decoder.lm_head):  # an offloaded head's weight is on `meta` outside
-        weight, bias = decoder.lm_head.weight, getattr(decoder.lm_head, "bias", None)
+        weight = decoder.lm_head.get_parameter("weight")
+        bias = dict(decoder.lm_head.named_parameters()).get("bias")
         normed = normed.to(weight.device)
         if weight.dtype == normed.dtype:
             logits = normed @ weight.T

@@ -7,6 +7,8 @@ empty; that is checked here, since sdpa and eager attention differ (0, mean, NaN
 Shapes: S segments, N prompt tokens, m = N - start replayed positions.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,6 +20,24 @@ from avflow.pathways.pathway import causal_blocked_edges
 
 class MaskNotAppliedError(RuntimeError):
     """The token mask blocks other edges than the segments say, or leaves a query without a key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuffixMasks:
+    """bool [m, N], True where a query of the suffix may read a key: `causal` outside a window,
+    `knockout[curve]` inside."""
+
+    causal: Tensor
+    knockout: dict[int, Tensor]
+
+
+def suffix_masks(
+    layout: Layout, start: int, blocked: dict[int, NDArray[np.bool_]], device: torch.device
+) -> SuffixMasks:
+    """The masks of the curves (by number) that are replayed from position `start` on."""
+    causal = causal_mask(start, layout.n_tokens, device)
+    knockout = {curve: knockout_mask(causal, layout, b) for curve, b in blocked.items()}
+    return SuffixMasks(causal=causal, knockout=knockout)
 
 
 def causal_mask(start: int, n_tokens: int, device: torch.device) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from avflow.workers.engine.attention import SharedPrefix, shared_prefix_layers
 from avflow.workers.engine.baseline import Baseline
 from avflow.workers.engine.head import last_probabilities
+from avflow.workers.engine.masks import SuffixMasks
 from avflow.workers.models.base import Decoder
 
 
@@ -34,22 +35,21 @@ def replay(
     decoder: Decoder,
     baseline: Baseline,
     rows: Sequence[Row],
-    masks: dict[int, Tensor],
-    causal: Tensor,
+    masks: SuffixMasks,
     score_bytes: int,
 ) -> Tensor:
     """Probabilities [R, V] at the last position, one row a `Row`, in their order.
 
-    `masks[curve]` and `causal` are bool [m, N], True where a query may read a key, all for the
-    same `start` = N - m, which must not lie before `baseline.start`.
+    `masks` cover the positions from `start` = N - m on, which must not lie before the baseline's
+    own `start`; a piece's attention scores take at most `score_bytes`.
     """
-    start = baseline.n_tokens - causal.shape[0]
+    start = baseline.n_tokens - masks.causal.shape[0]
     if start < baseline.start:
         raise ValueError(f"replay from {start}, but the baseline kept {baseline.start} on")
     order = sorted(range(len(rows)), key=lambda i: rows[i].layers.start)
     joining = [rows[i] for i in order]  # by first layer: the rows under way are always a prefix
     curves = sorted({row.curve for row in rows})
-    stack = torch.stack([causal, *(masks[curve] for curve in curves)])
+    stack = torch.stack([masks.causal, *(masks.knockout[curve] for curve in curves)])
     place = {curve: i + 1 for i, curve in enumerate(curves)}
     rotary = (baseline.cos[..., start:, :], baseline.sin[..., start:, :])
     hidden: Tensor | None = None

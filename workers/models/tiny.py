@@ -87,7 +87,6 @@ def build_tiny_checkpoint(
 def build_tokenizer(corpus: Iterable[str]) -> Any:
     """A byte-level BPE tokenizer of under 1000 tokens trained on `corpus`; any text tokenises."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -106,7 +105,7 @@ def build_tokenizer(corpus: Iterable[str]) -> Any:
     )
     tokenizer.train_from_iterator(corpus, trainer)
     named = dict(SPECIAL_TOKENS)
-    return PreTrainedTokenizerFast(
+    return _transformers().PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=named.pop("pad_token"),
         eos_token=named.pop("eos_token"),
@@ -117,18 +116,13 @@ def build_tokenizer(corpus: Iterable[str]) -> Any:
 
 def build_processor(tokenizer: Any, *, chat_template: str = CHAT_TEMPLATE) -> Any:
     """The real processor in the geometry above."""
-    from transformers import (
-        Qwen2_5OmniProcessor,
-        Qwen2VLImageProcessor,
-        Qwen2VLVideoProcessor,
-        WhisperFeatureExtractor,
-    )
+    hf = _transformers()
 
     size = {"shortest_edge": SIDE_PX**2, "longest_edge": SIDE_PX**2}
-    return Qwen2_5OmniProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size),
-        video_processor=Qwen2VLVideoProcessor(size=size),
-        feature_extractor=WhisperFeatureExtractor(
+    return hf.Qwen2_5OmniProcessor(
+        image_processor=hf.Qwen2VLImageProcessor(size=size),
+        video_processor=hf.Qwen2VLVideoProcessor(size=size),
+        feature_extractor=hf.WhisperFeatureExtractor(
             feature_size=32,
             sampling_rate=SAMPLE_RATE_HZ,
             hop_length=SAMPLE_RATE_HZ // MEL_PER_SECOND,
@@ -142,48 +136,48 @@ def build_processor(tokenizer: Any, *, chat_template: str = CHAT_TEMPLATE) -> An
 
 def build_model(tokenizer: Any, *, n_layers: int = 8, hidden: int = 64) -> Any:
     """The thinker with weights from torch's global generator, float32, in evaluation mode."""
-    from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
+    hf = _transformers()
 
     ids = {name: tokenizer.convert_tokens_to_ids(t) for name, t in SPECIAL_TOKENS.items()}
-    config = Qwen2_5OmniThinkerConfig(
-        text_config=dict(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden,
-            intermediate_size=2 * hidden,
-            num_hidden_layers=n_layers,
-            num_attention_heads=hidden // 16,
-            num_key_value_heads=hidden // 32,
-            max_position_embeddings=4096,
-            rope_parameters={
+    config = hf.Qwen2_5OmniThinkerConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden,
+            "intermediate_size": 2 * hidden,
+            "num_hidden_layers": n_layers,
+            "num_attention_heads": hidden // 16,
+            "num_key_value_heads": hidden // 32,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10_000.0,
                 "mrope_section": [4, 2, 2],
             },
-            pad_token_id=ids["pad_token"],
-            eos_token_id=ids["eos_token"],
-            tie_word_embeddings=False,
-            initializer_range=_SPREAD,
-        ),
-        vision_config=dict(
-            depth=2,
-            hidden_size=32,
-            intermediate_size=64,
-            num_heads=2,
-            out_hidden_size=hidden,
-            fullatt_block_indexes=[1],
-            initializer_range=_SPREAD,
-        ),
-        audio_config=dict(
-            num_mel_bins=32,
-            encoder_layers=1,
-            encoder_attention_heads=2,
-            encoder_ffn_dim=64,
-            d_model=32,
-            n_window=MEL_PER_SECOND // 2,
-            max_source_positions=LONGEST_AUDIO_S * MEL_PER_SECOND // 2,
-            output_dim=hidden,
-            initializer_range=_SPREAD,
-        ),
+            "pad_token_id": ids["pad_token"],
+            "eos_token_id": ids["eos_token"],
+            "tie_word_embeddings": False,
+            "initializer_range": _SPREAD,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": hidden,
+            "fullatt_block_indexes": [1],
+            "initializer_range": _SPREAD,
+        },
+        audio_config={
+            "num_mel_bins": 32,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "d_model": 32,
+            "n_window": MEL_PER_SECOND // 2,
+            "max_source_positions": LONGEST_AUDIO_S * MEL_PER_SECOND // 2,
+            "output_dim": hidden,
+            "initializer_range": _SPREAD,
+        },
         audio_token_index=ids["audio_token"],
         image_token_index=ids["image_token"],
         video_token_index=ids["video_token"],
@@ -197,4 +191,11 @@ def build_model(tokenizer: Any, *, n_layers: int = 8, hidden: int = 64) -> Any:
         tie_word_embeddings=False,
         initializer_range=_SPREAD,
     )
-    return Qwen2_5OmniThinkerForConditionalGeneration(config).eval()
+    return hf.Qwen2_5OmniThinkerForConditionalGeneration(config).eval()
+
+
+def _transformers() -> Any:
+    """The library, imported late (it takes seconds) and untyped (its classes are only partly)."""
+    import transformers
+
+    return transformers

@@ -1,0 +1,310 @@
+"""The sweep file: strict, frozen, each field described and classified as identity or run time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, PrivateAttr
+from pydantic import model_validator as _model_validator
+
+from avflow.orchestrator.errors import ConfigError
+from avflow.orchestrator.identity import IDENTITY_VERSION, Identity, RunTime
+from avflow.orchestrator.policy import Budgets
+from avflow.orchestrator.source import FieldPath, Source
+from avflow.pathways.layout import LayoutKind, OptionSpan
+from avflow.pathways.pathway import Direction, Pathway
+
+if TYPE_CHECKING:
+    from avflow.workers.models.base import ModelSpec
+
+All = Literal["all"]
+Name = Annotated[str, Field(min_length=1, max_length=100)]
+Names = All | Annotated[tuple[Name, ...], Field(min_length=1)]
+Layer = Annotated[int, Field(ge=0)]
+Layers = All | Annotated[tuple[Layer, ...], Field(min_length=1)]
+Windows = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+
+class ModelConfig(_Strict):
+    """A checkpoint and how to run it (the fields of `ModelSpec`), and its GPUs."""
+
+    name: Identity[Name]
+    """What tables and figures call it."""
+    family: Identity[Name]
+    """The adapter that knows such checkpoints; `avflow models` lists them."""
+    path: RunTime[Name]
+    """A local folder (relative to this file), a hub id, or `testbed` for the shipped checkpoint.
+    Where it lies is run time; what it is enters the identity by its digest."""
+    revision: RunTime[str | None] = None
+    """A hub revision (branch, tag or commit); the digest says what was found there."""
+    dtype: Identity[Literal["float32", "bfloat16", "float64"]] = "bfloat16"
+    """Of weights and activations; probabilities are float64 from a float32 head, always."""
+    attention: Identity[Literal["sdpa", "eager"]] = "sdpa"
+    """The attention that the unmodified model runs with."""
+    system_prompt: Identity[str | None] = None
+    """Null: the family's stated default."""
+    fps: Identity[PositiveFloat] = 2.0
+    """Video frames a second."""
+    max_frames: Identity[PositiveInt] = 128
+    """Frames at most, a video."""
+    frame_tokens: Identity[PositiveInt | None] = 144
+    """Visual tokens at most of a frame pair, after merging; null: the checkpoint's own budget."""
+    image_tokens: Identity[PositiveInt | None] = 576
+    """Visual tokens at most of a standalone image; null: the checkpoint's own budget."""
+    gpus_per_model: RunTime[PositiveInt] = 1
+    """GPUs that one worker spreads the model over, on machines that have any."""
+
+    def spec(self) -> ModelSpec:
+        """As workers take it. Imports torch."""
+        from avflow.workers.models.base import ModelSpec
+
+        return ModelSpec(**self.model_dump(exclude={"gpus_per_model"}))
+
+
+class TestbedSettings(_Strict):
+    """Which scenes of the testbed's world."""
+
+    __test__ = False  # not a test class, whatever pytest makes of its name
+
+    seed: Identity[Annotated[int, Field(ge=0)]] = 0
+    """Of the scenes and questions."""
+    samples_per_task: Identity[PositiveInt] = 20
+    """Questions a task."""
+    tasks: Identity[Names] = "all"
+    """Tasks to make questions for."""
+
+
+class DatasetConfig(_Strict):
+    """Where samples come from."""
+
+    name: Identity[Name]
+    """What tables and figures call it."""
+    reader: Identity[Literal["testbed"]]
+    """What reads it; `avflow datasets` lists the readers."""
+    root: RunTime[Name | None] = None
+    """Its folder (relative to this file); null: the cache, $AVFLOW_CACHE or ~/.cache/avflow."""
+    settings: Identity[TestbedSettings] = TestbedSettings()
+    """What its reader takes."""
+
+
+class CellFilter(_Strict):
+    """Matches where every list that is given holds the cell's value."""
+
+    models: Identity[tuple[Name, ...] | None] = None
+    """Names of models."""
+    datasets: Identity[tuple[Name, ...] | None] = None
+    """Names of data sets."""
+    tasks: Identity[tuple[Name, ...] | None] = None
+    """Names of tasks."""
+    pathways: Identity[tuple[Name, ...] | None] = None
+    """Names of pathways."""
+    windows: Identity[Windows | None] = None
+    """Window widths."""
+
+
+class ExperimentConfig(_Strict):
+    """Axes whose product is run: models x data sets x tasks x pathways x windows x centres."""
+
+    name: RunTime[Name]
+    """For people; results of two experiments that ask the same are shared."""
+    models: Identity[Names] = "all"
+    """Names from `models` above."""
+    datasets: Identity[Names] = "all"
+    """Names from `datasets` above."""
+    tasks: Identity[Names] = "all"
+    """Tasks of those data sets."""
+    pathways: Identity[Names] = "all"
+    """The paper's 37 and the sweep's own; each runs on samples of its kind of prompt."""
+    windows: Identity[Windows] = (7,)
+    """Layers masked at a time (the paper's k)."""
+    center_layers: Identity[Layers] = "all"
+    """Layers, from 0, that the window is centred on."""
+    samples: Identity[Literal["correct", "all"]] = "correct"
+    """`correct`: only samples that the model answers correctly without knockout."""
+    option_span: Identity[OptionSpan] = "letter"
+    """What an option is to a pathway: its letter, or its letter and text."""
+    include: Identity[tuple[CellFilter, ...]] = ()
+    """If given, only cells that match one of these."""
+    exclude: Identity[tuple[CellFilter, ...]] = ()
+    """Cells that match one of these are left out."""
+
+
+class PathwayConfig(_Strict):
+    """A pathway of the sweep's own: targets may not read sources."""
+
+    name: Identity[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]]
+    """A plain identifier. The paper's name gives the paper's pathway a new meaning here."""
+    layout: Identity[LayoutKind]
+    """The kind of prompt it is for."""
+    sources: Identity[Annotated[tuple[Name, ...], Field(min_length=1)]]
+    """Token groups that are not read (keys)."""
+    targets: Identity[Annotated[tuple[Name, ...], Field(min_length=1)]]
+    """Token groups that don't read them (queries)."""
+    direction: Identity[Direction] = "one_way"
+    """`both_ways`: nor do the sources read the targets; `across`: no member reads another."""
+
+    @_model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        self.pathway()  # raises PathwayError, a ValueError, with the known groups
+        return self
+
+    def pathway(self) -> Pathway:
+        """As workers take it."""
+        return Pathway(
+            name=self.name,
+            layout=self.layout,
+            sources=self.sources,
+            targets=self.targets,
+            direction=self.direction,
+        )
+
+
+_BUDGETS = Budgets()
+
+
+class RetryConfig(_Strict):
+    """Tries before a failure of each kind is final (see `Budgets`)."""
+
+    exception: RunTime[PositiveInt] = _BUDGETS.exception
+    """For an error that the same inputs would give again."""
+    transient: RunTime[PositiveInt] = _BUDGETS.transient
+    """For input and output."""
+    gpu_memory: RunTime[PositiveInt] = _BUDGETS.gpu_memory
+    """Each try halves the batch."""
+    host_memory: RunTime[PositiveInt] = _BUDGETS.host_memory
+    """Each further try is alone in its worker."""
+    worker_death: RunTime[PositiveInt] = _BUDGETS.worker_death
+    """For a curve that killed its worker."""
+    fatal: RunTime[PositiveInt] = _BUDGETS.fatal
+    """For a curve that ruined its worker."""
+    timeout: RunTime[PositiveInt] = _BUDGETS.timeout
+    """For a curve that hung."""
+    load: RunTime[PositiveInt] = _BUDGETS.load
+    """For a model that can't be loaded."""
+    breaker_units: RunTime[PositiveInt] = _BUDGETS.breaker_units
+    """Deaths on more different samples than this (plus one a live worker) give the model up ..."""
+    breaker_s: RunTime[PositiveFloat] = _BUDGETS.breaker_s
+    """... within so many seconds."""
+
+    def budgets(self) -> Budgets:
+        """As the policy takes them."""
+        return Budgets(**self.model_dump())
+
+
+class ExecutionConfig(_Strict):
+    """How the sweep is run. All of it may change between sessions, save `byte_budget`."""
+
+    executor: RunTime[Literal["ray", "local"]] = "ray"
+    """`ray`: actors, here or on a cluster; `local`: one process, for debugging."""
+    address: RunTime[Name | None] = None
+    """Of a Ray cluster ("auto", "host:6379"); null: start Ray on this machine."""
+    workers: RunTime[PositiveInt] = 1
+    """Actors at most; fewer where there are fewer GPUs."""
+    limit: RunTime[PositiveInt | None] = None
+    """Samples a task at most, for a first try. A later run without it goes on from there."""
+    unit_deadline_s: RunTime[PositiveFloat] = 900.0
+    """Seconds a worker may be silent over a sample before it is taken to hang."""
+    load_deadline_s: RunTime[PositiveFloat] = 1800.0
+    """Seconds a worker may take to load its model."""
+    retries: RunTime[RetryConfig] = RetryConfig()
+    """Patience, by kind of failure."""
+    byte_budget: Identity[PositiveInt] = 2**31
+    """Bytes of activations that a batch may take. Decides how curves are batched, and thereby the
+    last bits of float32: identity."""
+
+
+class MlflowConfig(_Strict):
+    """Where curves are published."""
+
+    tracking_uri: RunTime[Name | None] = None
+    """Any MLflow tracking URI; null: an SQLite store in the run folder (keep that off NFS)."""
+
+
+class RecordedIdentity(_Strict):
+    """What names and paths stood for, written into a run folder's sweep.yaml.
+
+    A sweep file that holds it is refused when its checkpoints or data sets are other ones.
+    """
+
+    version: Identity[int] = IDENTITY_VERSION
+    """IDENTITY_VERSION of the run."""
+    models: Identity[dict[str, str]] = {}
+    """Model -> digest of its config and weights."""
+    datasets: Identity[dict[str, str]] = {}
+    """Data set -> fingerprint of its samples."""
+
+
+class SweepConfig(_Strict):
+    """A sweep."""
+
+    name: RunTime[Name]
+    """The MLflow experiment, and the title of reports."""
+    models: Identity[Annotated[tuple[ModelConfig, ...], Field(min_length=1)]]
+    """Checkpoints."""
+    datasets: Identity[Annotated[tuple[DatasetConfig, ...], Field(min_length=1)]]
+    """Data sets."""
+    experiments: Identity[Annotated[tuple[ExperimentConfig, ...], Field(min_length=1)]]
+    """What to run."""
+    pathways: Identity[tuple[PathwayConfig, ...]] = ()
+    """Pathways of the sweep's own."""
+    execution: Identity[ExecutionConfig] = ExecutionConfig()
+    """How to run it."""
+    mlflow: RunTime[MlflowConfig] = MlflowConfig()
+    """Where to publish it."""
+    identity: Identity[RecordedIdentity | None] = None
+    """Written by avflow; leave it out."""
+
+    _source: Source | None = PrivateAttr(default=None)
+
+    def attach(self, source: Source) -> None:
+        """Remember the file, so that later errors can point at its lines."""
+        self._source = source
+
+    def error(self, field: FieldPath, message: str) -> ConfigError:
+        """A ConfigError that points at a field, in its file if there is one."""
+        from avflow.orchestrator.source import spell
+
+        if self._source is not None:
+            return self._source.error(field, message)
+        return ConfigError(f"{spell(field)}: {message}" if field else message)
+
+    def own_pathways(self) -> tuple[Pathway, ...]:
+        """The sweep's own pathways."""
+        return tuple(pathway.pathway() for pathway in self.pathways)
+
+    def model(self, name: str) -> ModelConfig:
+        """Raises KeyError for a name that is not in the sweep."""
+        return {model.name: model for model in self.models}[name]
+
+    def with_execution(
+        self,
+        *,
+        workers: int | None = None,
+        executor: Literal["ray", "local"] | None = None,
+        address: str | None = None,
+        limit: int | None = None,
+    ) -> SweepConfig:
+        """The same sweep with what was said on the command line; None leaves a field alone."""
+        given = {"workers": workers, "executor": executor, "address": address, "limit": limit}
+        changed = {key: value for key, value in given.items() if value is not None}
+        execution = ExecutionConfig.model_validate(self.execution.model_dump() | changed)
+        return self.model_copy(update={"execution": execution})
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a sweep file, for editors (`# yaml-language-server: $schema=...`)."""
+    return SweepConfig.model_json_schema()
+
+
+def load_config(path: Path | str) -> SweepConfig:
+    """Read and check a sweep file. Raises ConfigError, with all that is wrong, by line."""
+    from avflow.orchestrator.load import load  # it knows this module
+
+    return load(Path(path))

@@ -1,0 +1,206 @@
+"""From a sweep file to a checked `SweepConfig`: everything that can be refused is refused here."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from avflow.orchestrator.config import ExperimentConfig, SweepConfig
+from avflow.orchestrator.data import known_tasks
+from avflow.orchestrator.errors import ConfigError
+from avflow.orchestrator.identity import IDENTITY_VERSION
+from avflow.orchestrator.source import FieldPath, Source, read_source, unknown
+from avflow.pathways.catalogue import ALL
+
+_Complaint = tuple[FieldPath, str]
+
+
+def load(path: Path) -> SweepConfig:
+    """Raises ConfigError: one line a complaint, each with file, line and field."""
+    source = read_source(path)
+    try:
+        # As JSON, where strictness still lets a list be a tuple.
+        config = SweepConfig.model_validate_json(json.dumps(source.data, default=str))
+    except ValidationError as error:
+        complaints = _merged(source, error.errors())
+        raise _refusal(source, complaints) from None
+    config = _with_absolute_paths(config, path.parent)
+    found = list(_check(config))
+    if found:
+        raise _refusal(source, found)
+    config.attach(source)
+    return config
+
+
+def _refusal(source: Source, complaints: Sequence[_Complaint]) -> ConfigError:
+    lines = [f"{source.where(field)}: {message}" for field, message in complaints]
+    return ConfigError("\n".join(lines))
+
+
+# -- shape -----------------------------------------------------------------------------------
+
+
+def _merged(source: Source, errors: Sequence[ErrorDetails]) -> list[_Complaint]:
+    """One complaint a field: pydantic reports each branch of a union apart."""
+    messages: dict[tuple[str | int, ...], list[str]] = {}
+    for error in errors:
+        field = tuple(error["loc"])
+        known = source.known(field)
+        missing = error["type"] == "missing"
+        extra = error["type"] == "extra_forbidden"
+        at = (*known, field[-1]) if missing and known != field else known
+        text = _about_extra(field) if extra else _message(error)
+        messages.setdefault(at, []).append(text)
+    return [(at, " or: ".join(dict.fromkeys(texts))) for at, texts in messages.items()]
+
+
+def _message(error: ErrorDetails) -> str:
+    if error["type"] == "missing":
+        return "this field is required"
+    text = error["msg"].removeprefix("Value error, ")
+    given = error["input"]
+    return text if isinstance(given, dict | list) else f"{text} (it is {given!r})"
+
+
+def _about_extra(field: FieldPath) -> str:
+    known: list[str] = []
+    kind: type[BaseModel] | None = SweepConfig
+    for part in field[:-1]:
+        if isinstance(part, str) and kind is not None:
+            kind = _config_in(kind, part)
+    if kind is not None:
+        known = list(kind.model_fields)
+    return unknown("field", str(field[-1]), known)
+
+
+def _config_in(kind: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The config class that a field holds, bare, in a tuple or beside None."""
+    info = kind.model_fields.get(field)
+    pending: list[object] = [info.annotation] if info is not None else []
+    while pending:
+        at = pending.pop()
+        if isinstance(at, type) and issubclass(at, BaseModel):
+            return at
+        pending.extend(getattr(at, "__args__", ()))
+    return None
+
+
+# -- meaning ---------------------------------------------------------------------------------
+
+
+def _check(config: SweepConfig) -> Iterator[_Complaint]:
+    yield from _check_names(config)
+    yield from _check_models(config)
+    yield from _check_datasets(config)
+    for index, experiment in enumerate(config.experiments):
+        yield from _check_experiment(config, index, experiment)
+    if config.identity is not None and config.identity.version != IDENTITY_VERSION:
+        text = f"written by identity version {config.identity.version}, this is {IDENTITY_VERSION}"
+        yield ("identity", "version"), f"{text}; take the section out to start anew"
+
+
+def _check_names(config: SweepConfig) -> Iterator[_Complaint]:
+    axes: tuple[tuple[str, Sequence[object]], ...] = (
+        ("models", [model.name for model in config.models]),
+        ("datasets", [dataset.name for dataset in config.datasets]),
+        ("experiments", [experiment.name for experiment in config.experiments]),
+        ("pathways", [(pathway.name, pathway.layout) for pathway in config.pathways]),
+    )
+    for axis, names in axes:
+        counts = Counter(names)
+        for index, name in enumerate(names):
+            if counts[name] > 1 and names.index(name) != index:
+                yield (axis, index, "name"), f"{name!r} is there already; names must differ"
+
+
+def _check_models(config: SweepConfig) -> Iterator[_Complaint]:
+    from avflow.workers.models import FAMILIES
+
+    for index, model in enumerate(config.models):
+        if model.family not in FAMILIES:
+            yield ("models", index, "family"), unknown("model family", model.family, FAMILIES)
+        if _is_local(model.path) and not Path(model.path).is_dir():
+            text = f"there is no folder {model.path}; give a checkpoint's folder, a hub id, or "
+            yield ("models", index, "path"), text + "`testbed` for the one that comes with avflow"
+
+
+def _check_datasets(config: SweepConfig) -> Iterator[_Complaint]:
+    for index, dataset in enumerate(config.datasets):
+        known = known_tasks(dataset.reader)
+        if dataset.settings.tasks != "all":
+            for at, task in enumerate(dataset.settings.tasks):
+                if task not in known:
+                    field = ("datasets", index, "settings", "tasks", at)
+                    yield field, unknown("task", task, known)
+
+
+def _check_experiment(
+    config: SweepConfig, index: int, experiment: ExperimentConfig
+) -> Iterator[_Complaint]:
+    models = [model.name for model in config.models]
+    datasets = [dataset.name for dataset in config.datasets]
+    pathways = [pathway.name for pathway in (*config.own_pathways(), *ALL)]
+    tasks = [
+        task
+        for dataset in config.datasets
+        if experiment.datasets == "all" or dataset.name in experiment.datasets
+        for task in _tasks(dataset.reader, dataset.settings.tasks)
+    ]
+    axes = (
+        ("models", "model", models),
+        ("datasets", "data set", datasets),
+        ("pathways", "pathway", pathways),
+        ("tasks", "task", tasks),
+    )
+    places: list[tuple[FieldPath, BaseModel]] = [(("experiments", index), experiment)]
+    for side in ("include", "exclude"):
+        for at, cells in enumerate(getattr(experiment, side)):
+            places.append((("experiments", index, side, at), cells))
+    for place, holder in places:
+        for axis, what, known in axes:
+            names = getattr(holder, axis)
+            for at, name in enumerate(() if names in ("all", None) else names):
+                if name not in known:
+                    yield (*place, axis, at), unknown(what, name, known)
+
+
+def _tasks(reader: str, chosen: str | tuple[str, ...]) -> Sequence[str]:
+    return known_tasks(reader) if isinstance(chosen, str) else chosen
+
+
+# -- paths -----------------------------------------------------------------------------------
+
+
+def _is_local(path: str) -> bool:
+    return path.startswith(("/", "./", "../", "~"))
+
+
+def _with_absolute_paths(config: SweepConfig, folder: Path) -> SweepConfig:
+    """Local paths, relative to the sweep file, made absolute: the resolved file may lie elsewhere.
+
+    `testbed` and hub ids stay as they are; a bare name or `a/b` is local if that folder is there.
+    """
+    models = tuple(
+        model.model_copy(update={"path": _absolute(model.path, folder)}) for model in config.models
+    )
+    datasets = tuple(
+        dataset
+        if dataset.root is None
+        else dataset.model_copy(update={"root": _resolved(dataset.root, folder)})
+        for dataset in config.datasets
+    )
+    return config.model_copy(update={"models": models, "datasets": datasets})
+
+
+def _absolute(path: str, folder: Path) -> str:
+    if path == "testbed":
+        return path
+    resolved = _resolved(path, folder)
+    return resolved if _is_local(path) or Path(resolved).is_dir() else path
+
+
+def _resolved(path: str, folder: Path) -> str:
+    return str((folder / Path(path).expanduser()).resolve())

@@ -32,5 +32,7 @@ def _logits(decoder: Decoder, normed: Tensor) -> Tensor:
         if weight.dtype == normed.dtype:
             logits = normed @ weight.T
         else:  # cast in pieces: a whole float32 copy of a 7B model's head takes 2.2 GB
-            logits = torch.cat([normed @ w.to(normed.dtype).T for w in weight.split(CHUNK_ROWS)], 1)
+            logits = torch.cat(
+                [normed @ w.to(normed.dtype).T for w in torch.split(weight, CHUNK_ROWS)], 1
+            )
         return logits if bias is None else logits + bias.to(normed.dtype)

@@ -1,0 +1,164 @@
+"""What tests of several areas share: tiny random thinkers, and prompts laid out by hand."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from avflow.pathways.layout import Layout, LayoutKind, Segment, SegmentKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny:
+    """A random thinker in memory: the Hugging Face model and the pieces of its decoder."""
+
+    hf_model: object
+    decoder: object
+    info: object
+
+
+@pytest.fixture(scope="session")
+def tiny_thinker() -> Callable[..., Tiny]:
+    """Build a Qwen2.5-Omni thinker with random weights, ten times the usual spread, so that a
+    blocked edge moves probabilities a lot. The same arguments give the same weights."""
+
+    def build(
+        *,
+        n_layers: int = 8,
+        hidden: int = 64,
+        heads: int = 4,
+        kv_heads: int = 2,
+        dtype: str = "float32",
+        attention: str = "sdpa",
+        seed: int = 0,
+    ) -> Tiny:
+        import torch
+        from transformers import (
+            Qwen2_5OmniThinkerConfig,
+            Qwen2_5OmniThinkerForConditionalGeneration,
+        )
+
+        from avflow.workers.models.base import Decoder, ModelInfo
+
+        half = hidden // heads // 2
+        rope = {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [half - 2 * (half // 3), half // 3, half // 3],
+        }
+        config = Qwen2_5OmniThinkerConfig(
+            text_config={
+                "vocab_size": 200,
+                "hidden_size": hidden,
+                "intermediate_size": 2 * hidden,
+                "num_hidden_layers": n_layers,
+                "num_attention_heads": heads,
+                "num_key_value_heads": kv_heads,
+                "max_position_embeddings": 4096,
+                "rope_parameters": rope,
+            },
+            vision_config={
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_heads": 1,
+                "out_hidden_size": hidden,
+                "fullatt_block_indexes": [0],
+            },
+            audio_config={
+                "num_mel_bins": 128,
+                "encoder_layers": 1,
+                "encoder_attention_heads": 1,
+                "encoder_ffn_dim": 16,
+                "d_model": 16,
+                "output_dim": hidden,
+            },
+            audio_token_index=100,
+            image_token_index=101,
+            video_token_index=102,
+            audio_start_token_id=103,
+            audio_end_token_id=104,
+            vision_start_token_id=105,
+            vision_end_token_id=106,
+        )
+        config.text_config._attn_implementation = attention
+        torch.manual_seed(seed)
+        model = Qwen2_5OmniThinkerForConditionalGeneration(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(10)
+        model = model.to(getattr(torch, dtype))
+        text = model.get_decoder()
+        decoder = Decoder(
+            layers=list(text.layers),
+            rotary=text.rotary_emb,
+            norm=text.norm,
+            lm_head=model.lm_head,
+            config=text.config,
+        )
+        info = ModelInfo(
+            n_layers=n_layers,
+            hidden_size=hidden,
+            n_heads=heads,
+            n_kv_heads=kv_heads,
+            intermediate_size=2 * hidden,
+            vocab_size=200,
+            digest="tiny",
+        )
+        return Tiny(hf_model=model, decoder=decoder, info=info)
+
+    return build
+
+
+def _lay(
+    kind: LayoutKind, pieces: list[tuple[SegmentKind, int, int | None]], **rest: int
+) -> Layout:
+    segments, at = [], 0
+    for segment_kind, length, index in pieces:
+        segments.append(Segment(kind=segment_kind, start=at, stop=at + length, index=index))
+        at += length
+    return Layout(kind=kind, n_tokens=at, segments=tuple(segments), **rest)
+
+
+@pytest.fixture(scope="session")
+def random_layout() -> Callable[[LayoutKind, int, int], Layout]:
+    """A prompt of `n_tokens` cut at random into the segments that its kind has."""
+
+    def build(kind: LayoutKind, n_tokens: int, seed: int) -> Layout:
+        rng = random.Random(seed)
+        media: list[tuple[SegmentKind, int, int | None]] = []
+        options: list[tuple[SegmentKind, int, int | None]] = []
+        for i in range(4):
+            options += [("option_letter", 1, i), ("option_text", rng.randint(1, 4), i)]
+        question: tuple[SegmentKind, int, int | None] = (
+            "non_option_question",
+            rng.randint(3, 12),
+            None,
+        )
+        tail = [*options, ("template", rng.randint(1, 5), None), ("last", 1, None)]
+        if kind == "single_video":
+            n_chunks = rng.randint(2, 6)
+            head = [("system", rng.randint(1, 9), None), ("template", 2, None)]
+            end = [("template", 2, None), question, ("template", 2, None), *tail]
+            kinds = [(k, i) for i in range(n_chunks) for k in ("frame", "audio_chunk")]
+        else:
+            head = [("system", rng.randint(1, 9), None)]
+            end = [("template", 1, None), *tail]
+            kinds = [("candidate", i) for i in range(4)] + [("question", 0), ("reference", None)]
+        left = n_tokens - sum(p[1] for p in head + end)
+        share = left // len(kinds) - 3
+        for segment_kind, index in kinds:
+            if segment_kind == "question":
+                media += [("template", 1, None), question, ("template", 1, None)]
+            else:
+                media.append((segment_kind, share + rng.randint(-2, 2), index))
+        filler = n_tokens - sum(p[1] for p in head + media + end)
+        media.append(("template", filler, None))
+        rest = {"answer": rng.randrange(4)}
+        if kind == "interleaved":
+            rest["correct_candidate"] = rest["answer"]
+        return _lay(kind, head + media + end, **rest)
+
+    return build

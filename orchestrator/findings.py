@@ -1,0 +1,84 @@
+"""What a sweep found, in words: which pathway hurts which task, by how much, at which layers.
+
+A pathway hurts (or helps) a task at a layer where the mean change is over 5% and its 95% band
+excludes zero. The number given is the largest such change of the mean; the layers are window
+centres. No correction is made for the many points looked at: these words point to curves to read.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import polars as pl
+
+from avflow.orchestrator.statistics import CURVE
+from avflow.pathways import catalogue
+from avflow.pathways.pathway import Pathway
+
+THRESHOLD: Final = 0.05
+
+_SCOPE = ("model", "dataset", "variant", "window")
+
+
+def findings(curves: pl.DataFrame, own: Sequence[Pathway] = ()) -> list[str]:
+    """A line a pathway, in the catalogue's order, from `statistics.curve_table`.
+
+    `video -/-> question: hurts sight by 76% (layers 0-2); spares sound`. Where the sweep has more
+    than one model, data set, variant or window, a heading stands before the lines of each.
+    """
+    order = {p.name: i for i, p in enumerate((*catalogue.ALL, *own))}
+    labels = {p.name: p.label for p in (*catalogue.ALL, *own)}
+    scopes = curves.select(_SCOPE).unique().sort(_SCOPE)
+    lines = []
+    for scope in scopes.iter_rows(named=True):
+        if scopes.height > 1:
+            lines.append("{model}, {dataset}, window {window} ({variant}):".format(**scope))
+        by_pathway = curves.filter(**scope).partition_by("pathway", as_dict=True)
+        for (name,) in sorted(by_pathway, key=lambda key: order.get(key[0], len(order))):
+            lines.append(f"{labels.get(name, name)}: {_sentence(by_pathway[(name,)])}")
+    return lines
+
+
+def effects(curves: pl.DataFrame) -> pl.DataFrame:
+    """A row a curve, sorted by CURVE: `peak`, the mean change furthest from zero among the layers
+    that have an effect (null where none has), `layers`, those of the peak's sign, and `n`."""
+    effect = (pl.col("mean").abs() > THRESHOLD) & (pl.col("low") * pl.col("high") > 0)
+    peak = pl.col("mean").filter(effect).sort_by(pl.col("mean").filter(effect).abs()).last()
+    at = pl.col("center_layer").filter(effect & (pl.col("mean").sign() == peak.sign()))
+    return (
+        curves.sort(*CURVE, "center_layer").group_by(CURVE, maintain_order=True)
+        .agg(peak=peak, layers=at, n=pl.col("n").max())
+    )  # fmt: skip
+
+
+def _sentence(curves: pl.DataFrame) -> str:
+    """About one pathway; `curves` holds its tasks."""
+    rows = sorted(effects(curves).iter_rows(named=True), key=lambda row: row["peak"] or 0)
+    parts = []
+    for verb, sign in (("hurts", -1), ("helps", 1)):
+        tasks = [_effect(row) for row in rows if (row["peak"] or 0) * sign > 0]
+        if tasks:
+            parts.append(f"{verb} {', '.join(tasks)}")
+    spared = [row["task"] for row in rows if row["peak"] is None and row["n"] > 1]
+    if spared:
+        parts.append(f"spares {'all' if len(spared) == len(rows) > 1 else ', '.join(spared)}")
+    unclear = [row["task"] for row in rows if row["n"] == 1]
+    if unclear:
+        parts.append(f"one sample says nothing about {', '.join(unclear)}")
+    return "; ".join(parts)
+
+
+def _effect(row: dict[str, Any]) -> str:
+    layers = ", ".join(_intervals(row["layers"]))
+    return f"{row['task']} by {abs(row['peak']):.0%} (layer{'s' * (not layers.isdigit())} {layers})"
+
+
+def _intervals(layers: Sequence[int]) -> Iterator[str]:
+    """[0, 1, 2, 5] -> "0-2", "5"."""
+    start = previous = layers[0]
+    for layer in [*layers[1:], None]:
+        if layer is not None and layer == previous + 1:
+            previous = layer
+            continue
+        yield str(start) if start == previous else f"{start}-{previous}"
+        if layer is not None:
+            start = previous = layer

@@ -63,7 +63,8 @@ def play_second(sound: str, rng: np.random.Generator) -> Wave:
     wave = wave / np.abs(wave).max() * PEAK * rng.uniform(0.8, 1.0)
     fade = np.minimum(1.0, np.minimum(t, t[::-1]) / FADE_S)
     wave = wave * fade + rng.normal(0, NOISE_LEVEL, size=wave.shape)
-    return wave.astype(np.float32)
+    faded: Wave = wave.astype(np.float32)
+    return faded
 
 
 def _timbre(
@@ -71,24 +72,25 @@ def _timbre(
 ) -> NDArray[np.float64]:
     """The raw wave of a sound at times `t` (seconds); `bend` scales its pitch."""
     phase = 2 * np.pi * t * bend
+    wave: NDArray[np.float64]
     match sound:
         case "bell":  # inharmonic partials, struck twice a second
-            partials = np.sin(560 * phase) + 0.7 * np.sin(1545 * phase) + 0.4 * np.sin(3020 * phase)
-            return np.asarray(partials * np.exp(-6 * (t % 0.5)))
+            wave = np.sin(560 * phase) + 0.7 * np.sin(1545 * phase) + 0.4 * np.sin(3020 * phase)
+            wave = wave * np.exp(-6 * (t % 0.5))
         case "horn":  # a low saw-tooth, held
-            return np.asarray(sum(np.sin(110 * k * phase) / k for k in range(1, 9)))
+            wave = np.sum([np.sin(110 * k * phase) / k for k in range(1, 9)], axis=0)
         case "drum":  # low thumps, five a second
-            return np.asarray(np.sin(70 * phase) * np.exp(-18 * (t % 0.2)))
+            wave = np.sin(70 * phase) * np.exp(-18 * (t % 0.2))
         case "whistle":  # one high tone with vibrato
-            return np.asarray(np.sin(2300 * phase + 12 * np.sin(2 * np.pi * 6 * t)))
+            wave = np.sin(2300 * phase + 12 * np.sin(2 * np.pi * 6 * t))
         case "buzzer":  # a square wave, gated ten times a second
-            return np.asarray(np.sign(np.sin(330 * phase)) * (np.sin(20 * np.pi * t) > 0))
+            wave = np.sign(np.sin(330 * phase)) * (np.sin(20 * np.pi * t) > 0)
         case "siren":  # a tone that sweeps between 500 and 1500 Hz
-            return np.asarray(np.sin(1000 * phase + 250 * np.sin(2 * np.pi * 2 * t)))
+            wave = np.sin(1000 * phase + 250 * np.sin(2 * np.pi * 2 * t))
         case "rattle":  # bursts of high noise, eight a second
-            noise = np.diff(rng.normal(size=t.size + 2), n=2)
-            return np.asarray(noise * np.exp(-25 * (t % 0.125)))
+            wave = np.diff(rng.normal(size=t.size + 2), n=2) * np.exp(-25 * (t % 0.125))
         case "organ":  # a held major chord of pure tones
-            return np.asarray(sum(np.sin(f * phase) for f in (392.0, 494.0, 587.0, 784.0)))
+            wave = np.sum([np.sin(f * phase) for f in (392.0, 494.0, 587.0, 784.0)], axis=0)
         case _:
             raise ValueError(f"no such sound: {sound!r}")
+    return wave

@@ -96,7 +96,7 @@ TASKS: tuple[TaskInfo, ...] = (
     ),
 )
 
-_WORDING = {
+WORDING = {
     "sight": "Which colour appears in the video?\n",
     "sound": "Which sound is heard in the audio?\n",
     "colour_when_sound": "Which colour is shown while the {} is heard?\n",
@@ -135,44 +135,41 @@ def ask(task: str, scene: Scene, rng: Random, *, answer: int) -> Question:
     """Ask one `single_video` task about a scene; the right option is the one numbered `answer`."""
     colours, sounds = scene.colours, scene.sounds
     at, later = rng.randrange(scene.seconds), rng.randrange(1, scene.seconds)
-
-    def question(anchor: str, shown: tuple[int, ...], right: int, others: list[int]) -> Question:
-        return Question(
-            task=task,
-            text=_WORDING[task].format(anchor),
-            anchor=anchor,
-            asks_colour=shown is colours,
-            options=_options(right, others, rng, answer),
-            answer=answer,
-        )
-
     match task:
         case "sight":
-            return question("video", colours, colours[at], _absent(colours, rng))
+            anchor, shown, right, others = "video", colours, colours[at], _absent(colours, rng)
         case "sound":
-            return question("audio", sounds, sounds[at], _absent(sounds, rng))
+            anchor, shown, right, others = "audio", sounds, sounds[at], _absent(sounds, rng)
         case "colour_when_sound":
-            return question(SOUNDS[sounds[at]], colours, colours[at], _others(colours, rng))
+            anchor, shown, right = SOUNDS[sounds[at]], colours, colours[at]
+            others = _others(colours, rng)
         case "sound_when_colour":
-            return question(COLOURS[colours[at]], sounds, sounds[at], _others(sounds, rng))
+            anchor, shown, right = COLOURS[colours[at]], sounds, sounds[at]
+            others = _others(sounds, rng)
         case "colour_after_colour":
-            before = colours[later - 1]
-            others = [c for c in _others(colours, rng) if c != before]
-            return question(COLOURS[before], colours, colours[later], others)
+            anchor, shown, right = COLOURS[colours[later - 1]], colours, colours[later]
+            others = [c for c in _others(colours, rng) if c != colours[later - 1]]
         case "sound_after_sound":
-            before = sounds[later - 1]
-            others = [s for s in _others(sounds, rng) if s != before]
-            return question(SOUNDS[before], sounds, sounds[later], others)
+            anchor, shown, right = SOUNDS[sounds[later - 1]], sounds, sounds[later]
+            others = [s for s in _others(sounds, rng) if s != sounds[later - 1]]
         case "colour_after_sound":
+            anchor, shown, right = SOUNDS[sounds[later - 1]], colours, colours[later]
             others = [c for c in _others(colours, rng) if c != colours[0]]
-            return question(SOUNDS[sounds[later - 1]], colours, colours[later], others)
         case _:
             raise ValueError(f"no such question about a clip: {task!r}")
+    return Question(
+        task=task,
+        text=WORDING[task].format(anchor),
+        anchor=anchor,
+        asks_colour=shown is colours,
+        options=_options(right, others, rng, answer),
+        answer=answer,
+    )
 
 
 def matching_text(task: str) -> str:
     """The question of a matching task."""
-    return _WORDING[task]
+    return WORDING[task]
 
 
 def matching_options(task: str) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from pathlib import Path
 import av
 import numpy as np
 import soundfile
+from PIL import Image
+
 from avflow.datasets.testbed.looks import (
     FRAMES_PER_SECOND,
     SAMPLE_RATE_HZ,
@@ -20,7 +22,6 @@ from avflow.datasets.testbed.looks import (
     play_second,
 )
 from avflow.datasets.testbed.world import COLOURS, SOUNDS, Scene
-from PIL import Image
 
 
 def render_clip(scene: Scene, path: Path) -> None:

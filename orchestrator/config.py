@@ -199,14 +199,16 @@ class RetryConfig(_Strict):
 
 
 class ExecutionConfig(_Strict):
-    """How the sweep is run. All of it may change between sessions, save `byte_budget`."""
+    """How the sweep is run. All may change between sessions, save `threads` and `byte_budget`."""
 
     executor: RunTime[Literal["ray", "local"]] = "ray"
     """`ray`: actors, here or on a cluster; `local`: one process, for debugging."""
     address: RunTime[Name | None] = None
     """Of a Ray cluster ("auto", "host:6379"); null: start Ray on this machine."""
-    workers: RunTime[PositiveInt] = 1
-    """Actors at most; fewer where there are fewer GPUs."""
+    workers: RunTime[PositiveInt | None] = None
+    """Actors at most; null: as many as the GPUs hold, or the CPUs where there is no GPU."""
+    threads: Identity[PositiveInt] = 1
+    """Torch's threads a worker on the CPU. Decides the last bits of sums: identity."""
     limit: RunTime[PositiveInt | None] = None
     """Samples a task at most, for a first try. A later run without it goes on from there."""
     unit_deadline_s: RunTime[PositiveFloat] = 900.0

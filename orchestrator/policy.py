@@ -49,10 +49,10 @@ class Budgets:
     exception: int = 1
     transient: int = 2
     gpu_memory: int = 5
-    host_memory: int = 2
+    host_memory: int = 3
     worker_death: int = 3
     fatal: int = 3
-    timeout: int = 2
+    timeout: int = 3
     load: int = 2
     store: int = 1
     breaker_units: int = 5
@@ -92,6 +92,13 @@ class FailurePolicy:
             return again
         budget: int = getattr(self.budgets, kind.value)
         return again if tries < budget else last_word
+
+    def isolates(self, deaths: int) -> bool:
+        """Whether to lease a unit's curves one at a time, after so many deaths.
+
+        From the third on, so a budget of 3 is the least that is fair to the innocent.
+        """
+        return deaths > 1
 
     def sample_is_poison(self, silent_deaths: int) -> bool:
         """Whether to blame the whole sample: so many deaths in a row without a single curve.

@@ -1,32 +1,19 @@
-"""What is due, who holds it, how it ended. Pure: no Ray, no clock (seconds are passed in).
-
-    unit:   PENDING -> LEASED -> DONE       every curve stored, or skipped (wrong baseline)
-               ^         |   -> FAILED     a curve, or the whole sample, is quarantined
-               +--retry--+   -> ABANDONED  its model was given up; a later run takes it up
-    curve:  missing -> done | failed | skipped, once and for ever
+"""What is due, and who holds it. Pure: no Ray, no clock (seconds are passed in).
 
 A worker holds at most `in_flight` units: it works on the oldest, the others wait in its own
 queue. So when it dies, only the oldest is to blame, and there the first curve not yet yielded.
+That is a suspicion (batches may come out in another order), so a unit that has killed twice is
+leased for one curve at a time: the innocent pass, and only what kills alone is quarantined.
 """
 
 import heapq
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, field
 
 from avflow.orchestrator.policy import Action, Decision, FailureKind, FailurePolicy, classify
+from avflow.orchestrator.unit import Unit, UnitState
 from avflow.workers.protocol import Stage, UnitFailure, UnitSpec
-
-
-class UnitState(StrEnum):
-    """Where a unit stands."""
-
-    PENDING = "pending"
-    LEASED = "leased"
-    DONE = "done"
-    FAILED = "failed"
-    ABANDONED = "abandoned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,25 +32,10 @@ class Counts:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Unit:
-    spec: UnitSpec
-    missing: set[str]
-    state: UnitState = UnitState.PENDING
-    sample_done: bool = False
-    has_failed: bool = False
-    leases: int = 0
-    splits: int = 0
-    alone: bool = False  # after host memory ran out: nothing beside it in its worker
-    silent_deaths: int = 0
-    waiting: set[str] = field(default_factory=set)  # failed in this lease, to be tried again
-    tries: Counter[tuple[str | None, FailureKind]] = field(default_factory=Counter)
-
-
-@dataclass(slots=True, kw_only=True)
 class _Worker:
     model: str
     heard: float  # seconds: its last sign of life while it had work
-    flights: list[_Unit] = field(default_factory=list)  # oldest first
+    flights: list[Unit] = field(default_factory=list)  # oldest first
 
 
 class WorkQueue:
@@ -83,19 +55,18 @@ class WorkQueue:
         self._policy = policy or FailurePolicy()
         self._in_flight = in_flight
         self._deadline_s = deadline_s
-        self._units: dict[str, _Unit] = {}
+        self._units: dict[str, Unit] = {}
         self._heaps: dict[str, list[tuple[float, str]]] = {}
         self._workers: dict[str, _Worker] = {}
         self._deaths: dict[str, list[tuple[float, str]]] = {}
         self._load_failures: Counter[str] = Counter()
         self._aborted: set[str] = set()
         self._draining = False
-        self._curves: Counter[str] = Counter()
         for spec in units:
             if spec.unit_id in self._units:
                 raise ValueError(f"unit {spec.unit_id} is in the queue twice")
-            self._units[spec.unit_id] = _Unit(spec=spec, missing=set(spec.wanted))
-            self._push(self._units[spec.unit_id])
+            self._units[spec.unit_id] = Unit(spec, self._policy)
+            self._push(spec)
 
     # -- giving work -------------------------------------------------------------------------
 
@@ -109,36 +80,21 @@ class WorkQueue:
         known = self._workers.setdefault(worker, _Worker(model=model, heard=now))
         if known.model != model:
             raise ValueError(f"worker {worker} is bound to {known.model}, not to {model}")
-        if self._draining or len(known.flights) >= self._in_flight:
-            return None
-        if any(unit.alone for unit in known.flights):
-            return None
-        unit = self._pop(model, busy=bool(known.flights))
+        full = len(known.flights) >= self._in_flight or any(unit.alone for unit in known.flights)
+        unit = None if self._draining or full else self._pop(model, busy=bool(known.flights))
         if unit is None:
             return None
         if not known.flights:
             known.heard = now
-        unit.state = UnitState.LEASED
-        unit.leases += 1
-        unit.waiting.clear()
         known.flights.append(unit)
-        return replace(
-            unit.spec,
-            wanted=frozenset(unit.missing),
-            byte_budget=max(1, unit.spec.byte_budget >> unit.splits),
-        )
+        return unit.lease()
 
     # -- events ------------------------------------------------------------------------------
 
     def on_curve(self, worker: str, unit_id: str, curve: str, now: float) -> bool:
         """A curve came out. True: store it; False: it is late, unwanted or there already."""
         unit = self._held(worker, unit_id, now)
-        if unit is None or curve not in unit.missing:
-            return False
-        unit.missing.discard(curve)
-        unit.silent_deaths = 0
-        self._curves["done"] += 1
-        return True
+        return unit is not None and unit.yielded(curve)
 
     def on_failure(self, worker: str, failure: UnitFailure, now: float) -> Decision | None:
         """A failure came out as data. With `curve` None it ends the unit's stream.
@@ -148,10 +104,9 @@ class WorkQueue:
         unit = self._held(worker, failure.unit_id, now)
         if unit is None or (failure.curve is not None and failure.curve not in unit.missing):
             return None
-        decision = self._blame(unit, classify(failure), failure)
+        decision = unit.blame(classify(failure), failure)
         if failure.curve is None:
             self._release(worker, unit)
-            self._settle(unit)
         return decision
 
     def on_sample_done(
@@ -165,20 +120,8 @@ class WorkQueue:
         unit = self._held(worker, unit_id, now)
         if unit is None:
             return None
-        unit.sample_done = True
+        decisions = unit.sample_done(correct=correct)
         self._release(worker, unit)
-        decisions = []
-        for curve in unit.spec.curves:
-            if curve.key not in unit.missing - unit.waiting:
-                continue
-            if curve.correct_only and not correct:
-                unit.missing.discard(curve.key)
-                self._curves["skipped"] += 1
-            else:
-                text = "the worker ended the sample without this curve and without a failure"
-                failure = _failure(unit, "worker", "MissingCurve", text, curve=curve.key)
-                decisions.append(self._blame(unit, FailureKind.EXCEPTION, failure))
-        self._settle(unit)
         return decisions
 
     def on_worker_death(
@@ -186,26 +129,22 @@ class WorkQueue:
     ) -> list[Decision]:
         """The worker is gone (or ruined: then kill it). Hand on all it had yielded before.
 
-        Only the first missing curve of its oldest unit is blamed; its other units go back
-        untouched, as do all after a pre-emption. The worker's name is forgotten. A further
-        Decision ABORT_MODEL follows when the breaker trips.
+        Only its oldest unit is blamed; its other units go back untouched, as do all after a
+        pre-emption. The worker's name is forgotten. A further Decision ABORT_MODEL follows when
+        the breaker trips.
         """
         gone = self._workers.pop(worker, None)
         if gone is None:
             return []
         decisions = []
-        if gone.flights and kind is not FailureKind.PREEMPTION:
-            oldest = gone.flights[0]
-            oldest.silent_deaths += 1
-            stage: Stage = "timeout" if kind is FailureKind.TIMEOUT else "worker"
-            curve = self._suspect(oldest)
-            failure = _failure(oldest, stage, kind.value, message, curve=curve, traceback=traceback)
-            decisions.append(self._blame(oldest, kind, failure))
+        if kind is not FailureKind.PREEMPTION:
+            suspect = f"idle {worker}"
+            if gone.flights:
+                suspect = gone.flights[0].spec.unit_id
+                decisions.append(gone.flights[0].died(kind, message, traceback))
+            decisions += self._count_death(gone.model, suspect, message, now)
         for unit in gone.flights:
             self._settle(unit)
-        if kind is not FailureKind.PREEMPTION:
-            suspect_id = gone.flights[0].spec.unit_id if gone.flights else f"idle {worker}"
-            decisions += self._count_death(gone.model, suspect_id, message, now)
         return decisions
 
     def on_timeout(self, worker: str, now: float) -> list[Decision]:
@@ -220,8 +159,10 @@ class WorkQueue:
         action = self._policy.decide(kind, tries)
         if action is Action.ABORT_MODEL:
             self.abort_model(model)
-        failure = _failure(None, "load", kind.value, message, traceback=traceback)
-        return _of_model(model, kind, action, failure, tries)
+        failure = _of_model("load", kind, message, traceback)
+        return Decision(
+            action=action, kind=kind, model=model, unit=None, failure=failure, attempt=tries
+        )
 
     def retire(self, worker: str) -> None:
         """Forget a worker that was stopped while it held nothing."""
@@ -236,7 +177,7 @@ class WorkQueue:
         """Give up what this model has pending; what is in flight may end."""
         self._aborted.add(model)
         for _, unit_id in self._heaps.pop(model, []):
-            self._units[unit_id].state = UnitState.ABANDONED
+            self._units[unit_id].settle(abandoned=True)
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -280,26 +221,27 @@ class WorkQueue:
 
     def counts(self) -> Counts:
         """O(units)."""
-        states = Counter(unit.state for unit in self._units.values())
+        units = self._units.values()
+        states = Counter(unit.state for unit in units)
         return Counts(
             pending=states[UnitState.PENDING],
             leased=states[UnitState.LEASED],
             done=states[UnitState.DONE],
             failed=states[UnitState.FAILED],
             abandoned=states[UnitState.ABANDONED],
-            curves_missing=sum(len(unit.missing) for unit in self._units.values()),
-            curves_done=self._curves["done"],
-            curves_failed=self._curves["failed"],
-            curves_skipped=self._curves["skipped"],
+            curves_missing=sum(len(unit.missing) for unit in units),
+            curves_done=sum(unit.done for unit in units),
+            curves_failed=sum(unit.failed for unit in units),
+            curves_skipped=sum(unit.skipped for unit in units),
         )
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _push(self, unit: _Unit) -> None:
-        heap = self._heaps.setdefault(unit.spec.model, [])
-        heapq.heappush(heap, (-unit.spec.cost, unit.spec.unit_id))
+    def _push(self, spec: UnitSpec) -> None:
+        heapq.heappush(self._heaps.setdefault(spec.model, []), (-spec.cost, spec.unit_id))
 
-    def _pop(self, model: str, *, busy: bool) -> _Unit | None:
+    def _pop(self, model: str, *, busy: bool) -> Unit | None:
+        """The costliest pending unit that a worker with (`busy`) or without others may take."""
         heap = self._heaps.get(model, [])
         passed_over = []
         found = None
@@ -314,59 +256,20 @@ class WorkQueue:
             heapq.heappush(heap, entry)
         return found
 
-    def _held(self, worker: str, unit_id: str, now: float) -> _Unit | None:
+    def _held(self, worker: str, unit_id: str, now: float) -> Unit | None:
         known = self._workers.get(worker)
         if known is None:
             return None
         known.heard = now
         return next((unit for unit in known.flights if unit.spec.unit_id == unit_id), None)
 
-    def _release(self, worker: str, unit: _Unit) -> None:
+    def _release(self, worker: str, unit: Unit) -> None:
         self._workers[worker].flights.remove(unit)
+        self._settle(unit)
 
-    def _blame(self, unit: _Unit, kind: FailureKind, failure: UnitFailure) -> Decision:
-        unit.tries[failure.curve, kind] += 1
-        action = self._policy.decide(kind, unit.tries[failure.curve, kind])
-        if failure.curve is None and self._policy.sample_is_poison(unit.silent_deaths):
-            action = Action.QUARANTINE
-        unit.splits += action is Action.RETRY_SPLIT
-        unit.alone = unit.alone or kind is FailureKind.HOST_MEMORY
-        if failure.curve is not None:
-            unit.waiting.add(failure.curve)
-        ended: tuple[str, ...] = ()
-        if action is Action.QUARANTINE:
-            unit.has_failed = True
-            ended = tuple(sorted(unit.missing)) if failure.curve is None else (failure.curve,)
-            unit.missing.difference_update(ended)
-            self._curves["failed"] += len(ended)
-            # A sample that is given up whole asks for nothing more, its own row included.
-            unit.sample_done = unit.sample_done or failure.curve is None
-        return Decision(
-            action=action,
-            kind=kind,
-            model=unit.spec.model,
-            unit=unit.spec,
-            failure=failure,
-            attempt=unit.leases,
-            curves=ended,
-        )
-
-    def _suspect(self, unit: _Unit) -> str | None:
-        """The first curve due, in the order of the plan, which is the order workers yield in."""
-        if self._policy.sample_is_poison(unit.silent_deaths):
-            return None
-        due = unit.missing - unit.waiting
-        return next((curve.key for curve in unit.spec.curves if curve.key in due), None)
-
-    def _settle(self, unit: _Unit) -> None:
-        """Where a unit goes that no worker holds any more."""
-        if not unit.missing and unit.sample_done:
-            unit.state = UnitState.FAILED if unit.has_failed else UnitState.DONE
-        elif unit.spec.model in self._aborted:
-            unit.state = UnitState.ABANDONED
-        else:
-            unit.state = UnitState.PENDING
-            self._push(unit)
+    def _settle(self, unit: Unit) -> None:
+        if unit.settle(abandoned=unit.spec.model in self._aborted) is UnitState.PENDING:
+            self._push(unit.spec)
 
     def _count_death(self, model: str, unit_id: str, message: str, now: float) -> list[Decision]:
         deaths = self._deaths.setdefault(model, [])
@@ -375,35 +278,21 @@ class WorkQueue:
         if model in self._aborted or not self._policy.breaker_trips(deaths, now, live):
             return []
         self.abort_model(model)
+        kind = FailureKind.WORKER_DEATH
         text = f"workers of {model} keep dying on different samples; the last: {message}"
-        failure = _failure(None, "worker", FailureKind.WORKER_DEATH.value, text)
-        kind, action = FailureKind.WORKER_DEATH, Action.ABORT_MODEL
-        return [_of_model(model, kind, action, failure, len(deaths))]
+        return [
+            Decision(
+                action=Action.ABORT_MODEL,
+                kind=kind,
+                model=model,
+                unit=None,
+                failure=_of_model("worker", kind, text),
+                attempt=len(deaths),
+            )
+        ]
 
 
-def _failure(
-    unit: _Unit | None,
-    stage: Stage,
-    error: str,
-    message: str,
-    *,
-    curve: str | None = None,
-    traceback: str = "",
-) -> UnitFailure:
-    unit_id = "" if unit is None else unit.spec.unit_id
+def _of_model(stage: Stage, kind: FailureKind, message: str, traceback: str = "") -> UnitFailure:
     return UnitFailure(
-        unit_id=unit_id,
-        curve=curve,
-        stage=stage,
-        error=error,
-        message=message,
-        traceback=traceback,
-    )
-
-
-def _of_model(
-    model: str, kind: FailureKind, action: Action, failure: UnitFailure, attempt: int
-) -> Decision:
-    return Decision(
-        action=action, kind=kind, model=model, unit=None, failure=failure, attempt=attempt
+        unit_id="", curve=None, stage=stage, error=kind.value, message=message, traceback=traceback
     )

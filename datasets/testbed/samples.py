@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from avflow.datasets.sample import LETTERS, MediaPart, Part, Sample, TextPart
+from avflow.datasets.sample import LETTERS, MediaKind, MediaPart, Part, Sample, TextPart
 from avflow.datasets.testbed.questions import (
     N_OPTIONS,
     TASKS,
@@ -72,17 +72,17 @@ def _clip_sample(root: Path, task: TaskInfo, seed: int, index: int, answer: int)
 def _matching_sample(root: Path, task: TaskInfo, seed: int, index: int, answer: int) -> Sample:
     rng = Random(f"{seed}:{task.name}:{index}")
     images_are_candidates = task.name == "match_image"
+    kinds: tuple[MediaKind, MediaKind] = ("image", "audio")
+    kind, other = kinds if images_are_candidates else kinds[::-1]
     classes = rng.sample(range(N_CLASSES), N_OPTIONS)
     candidates = [_standalone(root, seed, images_are_candidates, c, rng) for c in classes]
     reference = _standalone(root, seed, not images_are_candidates, classes[answer], rng)
     parts: list[Part] = []
     for number, path in enumerate(candidates):
         parts.append(TextPart(role="other", text=f"{number + 1}."))
-        kind = "image" if images_are_candidates else "audio"
         parts.append(MediaPart(kind=kind, path=path, role="candidate", index=number))
     parts.append(TextPart(role="question", text=matching_text(task.name)))
-    kind = "audio" if images_are_candidates else "image"
-    parts.append(MediaPart(kind=kind, path=reference, role="reference"))
+    parts.append(MediaPart(kind=other, path=reference, role="reference"))
     return Sample(
         sample_id=f"{task.name}-{seed}-{index:05d}",
         dataset="testbed",

@@ -25,6 +25,13 @@ SegmentKind = Literal[
     "last",  # the last prompt position
 ]
 OptionSpan = Literal["letter", "full"]
+NUMBERED: tuple[SegmentKind, ...] = (
+    "frame",
+    "audio_chunk",
+    "candidate",
+    "option_letter",
+    "option_text",
+)
 Positions = NDArray[np.int64]
 
 
@@ -56,9 +63,9 @@ class Layout:
     """A prompt of `n_tokens` positions, cut into contiguous segments that cover it exactly.
 
     `answer` and `correct_candidate` are indices from 0. Raises LayoutError when the segments do
-    not partition [0, n_tokens), when `last` is not the single final position, when the options
-    are not numbered 0..n-1 with one letter each, or when a letter is not followed by the text of
-    its own option.
+    not partition [0, n_tokens), when `last` is not the single final position, when a frame, chunk,
+    candidate or option has no number, when the options are not numbered 0..n-1 with one letter
+    each, or when a letter is not followed by the text of its own option.
     """
 
     kind: LayoutKind
@@ -106,6 +113,11 @@ def _check_partition(layout: Layout) -> None:
 
 
 def _check_options(layout: Layout) -> None:
+    for segment in layout.of(*NUMBERED):
+        if segment.index is None:
+            raise LayoutError(
+                f"the {segment.kind} at [{segment.start}, {segment.stop}) has no index"
+            )
     letters = list(layout.of("option_letter"))
     indices = [s.index for s in letters]
     if indices != list(range(len(letters))):

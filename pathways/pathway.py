@@ -8,13 +8,14 @@ empty.
 
 import re
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avflow.pathways.groups import group_names, members
-from avflow.pathways.layout import Layout, LayoutKind, OptionSpan
+from avflow.pathways.layout import Layout, LayoutKind, OptionSpan, Positions
 
 Direction = Literal["one_way", "both_ways", "across"]
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
@@ -71,24 +72,24 @@ def blocked_segments(
 ) -> NDArray[np.bool_]:
     """bool [S, S], True where queries of segment row may not read keys of segment column.
 
-    Only edges the causal mask allows at all matter; the matrix is given before causality, with a
-    clear diagonal (a segment always reads itself). Raises LayoutError if a group is not found.
+    Given before causality: of its edges only those that the causal mask allows are lost. On the
+    diagonal, True closes a segment's positions to each other, never a position to itself; only a
+    person's own pathway, whose sources and targets overlap, has it. Raises LayoutError if a group
+    is not found.
     """
     n = len(layout.segments)
     blocked = np.zeros((n, n), dtype=np.bool_)
     if pathway.direction == "across":
         groups = [m for name in pathway.sources for m in members(layout, name, option_span)]
-        for i, one in enumerate(groups):
-            for j, other in enumerate(groups):
-                if i != j:
-                    blocked[np.ix_(one, other)] = True
+        for one, other in permutations(groups, 2):
+            blocked[np.ix_(one, other)] = True
+        np.fill_diagonal(blocked, False)  # a segment in two members still reads itself
     else:
         sources = _segments(layout, pathway.sources, option_span)
         targets = _segments(layout, pathway.targets, option_span)
         blocked[np.ix_(targets, sources)] = True
         if pathway.direction == "both_ways":
             blocked[np.ix_(sources, targets)] = True
-    np.fill_diagonal(blocked, False)
     return blocked
 
 
@@ -96,19 +97,26 @@ def _segments(layout: Layout, groups: tuple[str, ...], span: OptionSpan) -> list
     return sorted({i for name in groups for m in members(layout, name, span) for i in m})
 
 
+def blocked_keys(layout: Layout, blocked: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """int64 [n_tokens]: how many keys each query loses that the causal mask allowed it."""
+    lengths = np.array([s.stop - s.start for s in layout.segments])
+    before = (np.tril(blocked, -1) * lengths).sum(axis=1)
+    inside = np.concatenate([np.arange(length) for length in lengths])  # earlier, same segment
+    segment = layout.segment_of_position
+    return np.asarray(before[segment] + inside * np.diag(blocked)[segment], dtype=np.int64)
+
+
 def causal_blocked_edges(layout: Layout, blocked: NDArray[np.bool_]) -> int:
     """How many (query, key) edges a layer loses: blocked ones that the causal mask allowed."""
-    lengths = np.array([s.stop - s.start for s in layout.segments])
-    return int((np.tril(blocked, -1) * np.outer(lengths, lengths)).sum())
+    return int(blocked_keys(layout, blocked).sum())
+
+
+def target_positions(layout: Layout, blocked: NDArray[np.bool_]) -> Positions:
+    """int64, ascending: the queries that lose a key (T, as far as causality lets it matter)."""
+    return np.flatnonzero(blocked_keys(layout, blocked))
 
 
 def first_target(layout: Layout, blocked: NDArray[np.bool_]) -> int | None:
     """The first position whose attention changes (s = min T); None if no causal edge is blocked."""
-    rows = np.flatnonzero(np.tril(blocked, -1).any(axis=1))
-    return int(layout.segments[rows[0]].start) if rows.size else None
-
-
-def n_targets(layout: Layout, blocked: NDArray[np.bool_]) -> int:
-    """How many positions lose a key: |T| of the knockout, causality taken into account."""
-    rows = np.flatnonzero(np.tril(blocked, -1).any(axis=1))
-    return sum(layout.segments[row].stop - layout.segments[row].start for row in rows)
+    targets = target_positions(layout, blocked)
+    return int(targets[0]) if targets.size else None

@@ -25,7 +25,7 @@ from avflow.pathways.pathway import (
     blocked_segments,
     causal_blocked_edges,
     first_target,
-    n_targets,
+    target_positions,
 )
 from avflow.pathways.windows import window_layers
 from avflow.workers.engine.baseline import Baseline, run_baseline
@@ -287,7 +287,7 @@ def _resolve(
             spec=spec,
             knockout=knockout,
             n_edges=causal_blocked_edges(layout, blocked),
-            n_targets=n_targets(layout, blocked),
+            n_targets=target_positions(layout, blocked).size,
         )
         curves.append(curve)
     return curves, lost

@@ -55,13 +55,13 @@ def knockout_mask(causal: Tensor, layout: Layout, blocked: NDArray[np.bool_]) ->
     m, n_tokens = causal.shape
     segment = torch.from_numpy(layout.segment_of_position).to(causal.device)
     closed = torch.from_numpy(blocked).to(causal.device)[segment[n_tokens - m :]][:, segment]
+    closed.diagonal(offset=n_tokens - m).fill_(False)  # a position always reads itself
     allowed = causal & ~closed
     readable = allowed.any(dim=1)
     if not bool(readable.all()):
         position = n_tokens - m + int((~readable).nonzero()[0, 0])
         raise MaskNotAppliedError(
-            f"the query at position {position} has no key left: a pathway must never block a "
-            "position from itself"
+            f"the query at position {position} has no key left; a position must always read itself"
         )
     expected, applied = causal_blocked_edges(layout, blocked), int((causal & closed).sum())
     if applied != expected:

@@ -1,0 +1,61 @@
+"""Ray's own side: start it on this machine or join a cluster, and see what room there is.
+
+The one module that touches Ray's private parts.
+"""
+
+import os
+import secrets
+
+from avflow.orchestrator.errors import ConfigError
+
+
+def start_ray(address: str | None) -> bool:
+    """Connect to Ray; False when this process is connected already (and should stay so).
+
+    None starts it on this machine: on the loopback interface, with a token of its own, so that
+    nobody on the network can run code through it. A cluster is joined with token authentication
+    unless RAY_AUTH_MODE says otherwise. Raises ConfigError when it can't be reached.
+    """
+    if address is None:
+        # Read when ray is imported: node addresses become 127.0.0.1, as on macOS and Windows.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    if address is None:
+        ray.init(
+            num_cpus=os.cpu_count(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        return True
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ConfigError(
+            f"can't join a Ray cluster at {address!r}: {error}. Give the address that `ray start` "
+            "printed; export RAY_AUTH_MODE=token and the token of the cluster, or "
+            "RAY_AUTH_MODE=disabled where it was started without one"
+        ) from error
+    return True
+
+
+def cluster_gpus() -> int:
+    """GPUs the cluster has, or can have where an autoscaler adds nodes."""
+    import ray
+    from ray._private.state import state
+
+    later = state.get_max_resources_from_cluster_config() or {}
+    now = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(max(now.get("GPU", 0), later.get("GPU", 0)))
+
+
+def draining_nodes() -> frozenset[str]:
+    """Ids of nodes that are being taken away."""
+    from ray._private.state import state
+
+    return frozenset(state.get_draining_nodes())

@@ -1,0 +1,397 @@
+"""Drives an executor: units out, events to the queue, results to the store, workers replaced.
+
+    worker:  LOADING --Ready--> READY --nothing more for its model--> retired
+                |                 |
+                +-- Died, or over its deadline: killed, and a new one started while work is due
+
+    sweep:   RUNNING --queue finished-------------------------------------> stopped
+                |                                                             ^
+                +--first SIGINT or SIGTERM--> DRAINING --flights ended, ------+
+                                              |          or grace is over
+                                              +--second signal--> KeyboardInterrupt, at once
+
+Units and curves have their own diagram in `queue`: what a failure means is decided there and in
+`policy`. This module keeps the only mutable state that knows workers, signals and the clock.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Protocol
+
+from avflow.orchestrator.executors import Died, Ended, Executor, ExecutorEvent, Ready, Yielded
+from avflow.orchestrator.policy import Action, Decision, FailureKind
+from avflow.orchestrator.progress import Progress, Snapshot
+from avflow.orchestrator.queue import WorkQueue
+from avflow.orchestrator.unit import UnitState
+from avflow.workers.protocol import CurveDone, SampleDone, UnitFailure, UnitSpec
+
+if TYPE_CHECKING:
+    from avflow.workers.models.base import ModelSpec
+
+TICK_S = 0.25
+LEAVING_EVERY_S = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A model and the GPUs that one worker of it takes."""
+
+    spec: "ModelSpec"
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """Seconds: a load before it counts as hung, and running units' grace after a first signal."""
+
+    load_s: float
+    grace_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a session ended. `signal` stopped it early, if any did."""
+
+    signal: int | None
+    failures: int  # terminal ones
+    aborted_models: tuple[str, ...]
+
+
+class Recorder(Protocol):
+    """Where results go. Buffers, and makes durable what it holds in `commit`."""
+
+    def curve(self, unit: UnitSpec, done: CurveDone) -> None:
+        """A curve to keep."""
+        ...
+
+    def sample(self, unit: UnitSpec, done: SampleDone, worker: str, attempt: int) -> None:
+        """A sample's own row; `worker` is `host:pid`."""
+        ...
+
+    def failure(self, decision: Decision, worker: str) -> None:
+        """A failed attempt."""
+        ...
+
+    def tick(self) -> None:
+        """Called often: commit if enough has gathered or long enough has passed."""
+        ...
+
+    def commit(self) -> None:
+        """Make durable all that was handed in."""
+        ...
+
+    def complete(self, model: str, dataset: str, task: str) -> None:
+        """Every unit of these has ended."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class _Worker:
+    model: str
+    started: float
+    where: str = ""  # host:pid once it is ready
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.where)
+
+
+class Coordinator:
+    """One session of a sweep. `run` once."""
+
+    def __init__(
+        self,
+        *,
+        queue: WorkQueue,
+        units: Mapping[str, UnitSpec],
+        models: Mapping[str, Placement],
+        executor: Executor,
+        recorder: Recorder,
+        progress: Progress,
+        patience: Patience,
+    ) -> None:
+        """`units` are the queue's, by id; `models` in the order in which they get workers."""
+        self._queue = queue
+        self._units = units
+        self._models = models
+        self._executor = executor
+        self._recorder = recorder
+        self._progress = progress
+        self._patience = patience
+        self._workers: dict[str, _Worker] = {}
+        self._n_started = 0
+        self._leaving: frozenset[str] = frozenset()
+        self._leaving_asked = float("-inf")
+        self._open = dict.fromkeys(units, True)
+        self._groups = Counter(_group(unit) for unit in units.values())
+        self._curves = sum(len(unit.wanted) for unit in units.values())
+        self._failures = 0
+        self._aborted: list[str] = []
+        self._cost = sum(unit.cost for unit in units.values())
+        self._behind: dict[str, float] = dict.fromkeys(units, 0.0)  # of each unit's cost
+        self._shown = float("-inf")
+        self._working_since: float | None = None
+        self._signal: int | None = None
+        self._draining_said = False
+        self._drain_until = float("inf")
+
+    def run(self) -> Outcome:
+        """Until all units have ended, or a signal. What came out is committed on every way out
+        but the second signal (KeyboardInterrupt), and the workers are gone."""
+        try:
+            with self._signals():
+                while not self._queue.finished and time.monotonic() < self._drain_until:
+                    self._step()
+            self._recorder.commit()
+        finally:
+            self._executor.shutdown()
+        return Outcome(
+            signal=self._signal, failures=self._failures, aborted_models=tuple(self._aborted)
+        )
+
+    def _step(self) -> None:
+        self._staff()
+        self._feed()
+        for event in self._executor.poll(TICK_S):
+            self._handle(event)
+        self._enforce_deadlines()
+        self._let_go()
+        self._recorder.tick()
+        self._show()
+
+    # -- workers -----------------------------------------------------------------------------
+
+    def _staff(self) -> None:
+        """Start workers where work waits and there is room, no more of them than units."""
+        if self._signal is not None:
+            return
+        for name, placement in self._models.items():
+            idle = sum(
+                worker.model == name and not self._queue.in_flight(key)
+                for key, worker in self._workers.items()
+            )
+            for _ in range(self._queue.due(name) - idle):
+                if not self._executor.has_room(placement.gpus):
+                    break
+                self._start(name, placement)
+
+    def _start(self, model: str, placement: Placement) -> None:
+        self._n_started += 1
+        worker = f"w{self._n_started}"
+        self._workers[worker] = _Worker(model=model, started=time.monotonic())
+        self._executor.start_worker(worker, placement.spec, placement.gpus)
+        logger.info("started, loading %s", model, extra={"worker": worker})
+
+    def _feed(self) -> None:
+        for name, worker in self._workers.items():
+            while worker.ready and name not in self._leaving:
+                unit = self._queue.next_for(name, worker.model, time.monotonic())
+                if unit is None:
+                    break
+                self._executor.submit(name, unit)
+
+    def _let_go(self) -> None:
+        """Part with idle workers whose node leaves, or whose room another model needs."""
+        now = time.monotonic()
+        if now - self._leaving_asked > LEAVING_EVERY_S:
+            self._leaving, self._leaving_asked = self._executor.leaving(), now
+        for name, worker in list(self._workers.items()):
+            if not worker.ready or self._queue.in_flight(name):
+                continue
+            wanted_elsewhere = not self._queue.due(worker.model) and any(
+                self._queue.due(model) for model in self._models if model != worker.model
+            )
+            if name in self._leaving or wanted_elsewhere:
+                self._queue.retire(name)
+                self._remove(name)
+                logger.info("retired", extra={"worker": name})
+
+    def _remove(self, worker: str) -> str:
+        """Forget a worker and end it; returns its model."""
+        self._executor.kill(worker)
+        return self._workers.pop(worker).model
+
+    def _enforce_deadlines(self) -> None:
+        now = time.monotonic()
+        for name in self._queue.overdue(now):
+            where = self._workers[name].where
+            held = self._queue.in_flight(name)
+            self._remove(name)
+            self._decided(self._queue.on_timeout(name, now), where, held)
+        for name, worker in list(self._workers.items()):
+            if not worker.ready and now - worker.started > self._patience.load_s:
+                message = f"it did not load within load_deadline_s = {self._patience.load_s:g} s"
+                self._failed_to_load(name, message, "")
+
+    def _failed_to_load(self, worker: str, message: str, traceback: str) -> None:
+        model = self._remove(worker)
+        self._decided([self._queue.on_load_failure(model, message, traceback)], worker, ())
+
+    # -- events ------------------------------------------------------------------------------
+
+    def _handle(self, event: ExecutorEvent) -> None:
+        worker = self._workers.get(event.worker)
+        if worker is None:
+            return  # it was killed meanwhile
+        match event:
+            case Ready(where=where):
+                worker.where = where
+                self._working_since = self._working_since or time.monotonic()
+                logger.info("ready at %s", where, extra={"worker": event.worker})
+            case Yielded(event=CurveDone() as done):
+                self._on_curve(event.worker, done)
+            case Yielded(event=SampleDone() as done):
+                self._on_sample(event.worker, done)
+            case Yielded(event=UnitFailure() as failure):
+                self._on_failure(event.worker, failure)
+            case Ended(unit_id=unit_id):
+                self._on_ended(event.worker, unit_id)
+            case Died():
+                self._on_death(event)
+
+    def _on_curve(self, worker: str, done: CurveDone) -> None:
+        if self._queue.on_curve(worker, done.unit_id, done.curve, time.monotonic()):
+            unit = self._units[done.unit_id]
+            self._behind[done.unit_id] += unit.cost / len(unit.wanted)
+            self._recorder.curve(unit, done)
+
+    def _on_sample(self, worker: str, done: SampleDone) -> None:
+        attempt = self._queue.attempt(done.unit_id)
+        decisions = self._queue.on_sample_done(
+            worker, done.unit_id, correct=done.correct, now=time.monotonic()
+        )
+        if decisions is None:
+            return
+        where = self._workers[worker].where
+        self._recorder.sample(self._units[done.unit_id], done, where, attempt)
+        self._decided(decisions, where, (done.unit_id,))
+
+    def _on_failure(self, worker: str, failure: UnitFailure) -> None:
+        decision = self._queue.on_failure(worker, failure, time.monotonic())
+        if decision is not None:
+            self._decided([decision], self._workers[worker].where, (failure.unit_id,))
+
+    def _on_ended(self, worker: str, unit_id: str) -> None:
+        """A stream must have told how its unit ended; one that did not is a worker's fault."""
+        if unit_id in self._queue.in_flight(worker):
+            message = "the unit's stream ended with neither SampleDone nor a failure of the sample"
+            failure = UnitFailure(
+                unit_id=unit_id,
+                curve=None,
+                stage="worker",
+                error="StreamEnded",
+                message=message,
+                traceback="",
+            )
+            self._on_failure(worker, failure)
+
+    def _on_death(self, died: Died) -> None:
+        worker = self._workers[died.worker]
+        if not worker.ready and died.kind is not FailureKind.PREEMPTION:
+            self._failed_to_load(died.worker, died.message, died.traceback)
+            return
+        held = self._queue.in_flight(died.worker)
+        self._remove(died.worker)
+        decisions = self._queue.on_worker_death(
+            died.worker, died.kind, died.message, time.monotonic(), died.traceback
+        )
+        logger.warning("%s: %s", died.kind, died.message, extra={"worker": died.worker})
+        self._decided(decisions, worker.where, held)
+
+    def _decided(self, decisions: list[Decision], where: str, touched: tuple[str, ...]) -> None:
+        """Record failures, and close the units that have ended with them."""
+        for decision in decisions:
+            self._recorder.failure(decision, where)
+            self._tell(decision)
+            if decision.action is Action.ABORT_MODEL:
+                self._aborted.append(decision.model)
+                self._progress.say(f"given up: {decision.model}: {decision.failure.message}")
+        for unit_id in touched:
+            if self._open[unit_id] and self._queue.state(unit_id) in _ENDED:
+                self._close(self._units[unit_id])
+
+    def _close(self, unit: UnitSpec) -> None:
+        self._open[unit.unit_id] = False
+        self._behind[unit.unit_id] = unit.cost
+        group = _group(unit)
+        self._groups[group] -= 1
+        if not self._groups[group]:
+            self._recorder.complete(*group)
+
+    def _tell(self, decision: Decision) -> None:
+        failure = decision.failure
+        what = decision.unit.sample.sample_id if decision.unit else decision.model
+        if failure.curve is not None:
+            what += f" {failure.curve}"
+        text = f"{what}: {failure.stage}: {failure.error}: {failure.message}"
+        logger.warning("%s (%s)", text, decision.action, extra={"unit": failure.unit_id})
+        if decision.terminal:
+            self._failures += 1
+            self._progress.say(f"failed: {text.splitlines()[0]}")
+
+    # -- looking and stopping ----------------------------------------------------------------
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if self._signal is not None and not self._draining_said:
+            self._draining_said = True
+            text = f"stopping: running samples get {self._patience.grace_s:g} s to finish, then all"
+            self._progress.say(text + " that came out is stored; once more stops at once")
+        if now - self._shown >= TICK_S:
+            self._shown = now
+            self._progress.show(self._snapshot(), now)
+
+    def _snapshot(self) -> Snapshot:
+        counts, since = self._queue.counts(), self._working_since
+        ready = sum(worker.ready for worker in self._workers.values())
+        return Snapshot(
+            units=len(self._units),
+            units_done=counts.done,
+            units_failed=counts.failed,
+            curves=self._curves,
+            curves_ended=self._curves - counts.curves_missing,
+            failures=self._failures,
+            workers_ready=ready,
+            workers_loading=len(self._workers) - ready,
+            share=sum(self._behind.values()) / self._cost if self._cost else 1.0,
+            working_s=0.0 if since is None else time.monotonic() - since,
+            draining=self._signal is not None,
+        )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """First SIGINT or SIGTERM drains; the second raises KeyboardInterrupt where it strikes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
+            signal.signal(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+        self._drain_until = time.monotonic() + self._patience.grace_s
+        self._queue.drain()
+
+
+_ENDED = frozenset({UnitState.DONE, UnitState.FAILED})
+
+
+def _group(unit: UnitSpec) -> tuple[str, str, str]:
+    return unit.model, unit.sample.dataset, unit.sample.task

@@ -1,0 +1,199 @@
+"""What a person sees while a sweep runs: a live line on a terminal, plain lines elsewhere.
+
+And what they can read afterwards: a log of JSON lines in the run folder, one file a session.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichBars
+
+PLAIN_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Where a session stands. `share` is the part of its expected cost that is behind it, 0 to 1;
+    `working_s` the seconds since the first worker was ready."""
+
+    units: int
+    units_done: int
+    units_failed: int
+    curves: int
+    curves_ended: int
+    failures: int
+    workers_ready: int
+    workers_loading: int
+    share: float
+    working_s: float
+    draining: bool = False
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to go at the pace so far; None while there is no pace yet."""
+        if self.share <= 0 or self.working_s <= 0:
+            return None
+        return self.working_s * (1 - self.share) / self.share
+
+    def line(self) -> str:
+        """One line of plain text."""
+        workers = f"{self.workers_ready} workers"
+        if self.workers_loading:
+            workers += f" (+{self.workers_loading} loading)"
+        parts = [
+            f"{self.units_done + self.units_failed}/{self.units} samples",
+            f"{self.curves_ended}/{self.curves} curves",
+            f"{self.failures} failures",
+            workers,
+            "stopping" if self.draining else f"ETA {duration(self.eta_s)}",
+        ]
+        return " · ".join(parts)
+
+
+def duration(seconds: float | None) -> str:
+    """`1:02:03`, `4:05`, or `-:--` for None."""
+    if seconds is None:
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Progress(Protocol):
+    """Somewhere to show a session."""
+
+    def show(self, snapshot: Snapshot, now: float) -> None:
+        """Called often; shows as often as suits it. `now` in seconds of any clock."""
+        ...
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        ...
+
+    def close(self) -> None:
+        """Leave the screen in order."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def show(self, snapshot: Snapshot, now: float) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Plain:
+    """A line every ten seconds, and one at the end."""
+
+    def __init__(self, stream: TextIO, every_s: float = PLAIN_EVERY_S) -> None:
+        self._stream = stream
+        self._every_s = every_s
+        self._next = float("-inf")
+        self._last: Snapshot | None = None
+        self._shown: Snapshot | None = None
+
+    def show(self, snapshot: Snapshot, now: float) -> None:
+        """Print if it is time."""
+        self._last = snapshot
+        if now >= self._next:
+            self._next = now + self._every_s
+            self._shown = snapshot
+            self.say(snapshot.line())
+
+    def say(self, text: str) -> None:
+        """Print now."""
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Print how it ended."""
+        if self._last is not None and self._last != self._shown:
+            self.say(self._last.line())
+
+
+class Live:
+    """A bar with counts and ETA that stays at the bottom of the terminal."""
+
+    def __init__(self, console: "Console") -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._bars: RichBars = Progress(
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}% {task.description}"),
+            console=console,
+        )
+        self._task = self._bars.add_task("starting", total=1.0)
+        self._bars.start()
+
+    def show(self, snapshot: Snapshot, now: float) -> None:
+        """Update; rich redraws ten times a second."""
+        self._bars.update(self._task, completed=snapshot.share, description=snapshot.line())
+
+    def say(self, text: str) -> None:
+        """Print above the bar."""
+        self._bars.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Draw the last state and give the terminal back."""
+        self._bars.stop()
+
+
+def open_progress(stream: TextIO | None = None) -> Progress:
+    """Live on a terminal, plain lines elsewhere (a file, SLURM, CI). Default: standard error."""
+    stream = sys.stderr if stream is None else stream
+    if not stream.isatty():
+        return Plain(stream)
+    from rich.console import Console
+
+    return Live(Console(file=stream))
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {
+            "at": at,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for key in ("worker", "unit", "curve"):
+            if (value := getattr(record, key, None)) is not None:
+                line[key] = value
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Write what avflow logs meanwhile to `path`, as JSON lines. Its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_JsonLines())
+    logger = logging.getLogger("avflow")
+    level, propagates = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # the terminal belongs to the progress display
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates
+        handler.close()

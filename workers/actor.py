@@ -1,0 +1,96 @@
+"""The worker: one model, loaded once, and the units that come to it; on Ray it is an actor.
+
+`ModelWorker` knows nothing of Ray, so that the same class also works in process. On Ray nothing
+retries or restarts: Ray's own restarts hide the cause of a death, repeat what killed the worker
+and reorder the work. The coordinator replaces workers. What goes over the wire is numpy and
+scalars; torch tensors would be pickled copies there.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from avflow.datasets.media import MediaSpec
+from avflow.workers.decode import Decoded, decode_unit
+from avflow.workers.protocol import Event, UnitFailure, UnitSpec
+
+if TYPE_CHECKING:
+    from avflow.workers.models.base import ModelSpec
+
+
+class ModelWorker:
+    """One model in memory, one unit at a time."""
+
+    def __init__(self, name: str, spec: "ModelSpec", device: str, threads: int) -> None:
+        """Load the model. `device` as torch names it; `threads` of torch on a CPU.
+
+        The last bits of a CPU's float32 sums depend on `threads`, so it belongs to the identity.
+        """
+        import torch
+
+        from avflow.workers.models import load
+
+        torch.set_num_threads(threads)
+        self.name = name
+        self.model = load(spec, device)
+
+    def __repr__(self) -> str:
+        return f"ModelWorker({self.name}, {self.model.spec.name})"
+
+    def about(self) -> tuple[MediaSpec, str, str]:
+        """How to decode for this model, `host:pid`, and the Ray node's id ("" without Ray)."""
+        return self.model.media_spec, f"{socket.gethostname()}:{os.getpid()}", _ray_node_id()
+
+    def run_unit(self, unit: UnitSpec, decoded: Decoded | UnitFailure) -> Iterator[Event]:
+        """The unit's events as they come; raises only what ruins the worker."""
+        from avflow.workers.run_unit import run_unit
+
+        if isinstance(decoded, UnitFailure):
+            yield decoded
+        else:
+            yield from run_unit(self.model, unit, decoded.media, decoded.seconds)
+
+
+def start_actor(
+    worker_class: type[ModelWorker], name: str, spec: "ModelSpec", gpus: int, threads: int
+) -> Any:
+    """A Ray actor that begins to load; pending until `gpus` GPUs are free (0: a CPU worker).
+
+    It asks for no CPU, so that actors never keep the decoding from its own.
+    """
+    import ray
+
+    placed = ray.remote(worker_class).options(
+        num_cpus=0,
+        num_gpus=gpus,
+        max_restarts=0,
+        max_task_retries=0,
+        scheduling_strategy="SPREAD",
+    )
+    return placed.remote(name, spec, "cuda" if gpus else "cpu", threads)
+
+
+def submit_unit(actor: Any, unit: UnitSpec, spec: MediaSpec) -> tuple[Any, Any]:
+    """Queue a unit on its actor; its media are decoded meanwhile on any CPU.
+
+    Returns the stream of the unit's events and the reference to the decoded media.
+    """
+    import ray
+
+    label = f"{unit.sample.dataset}/{unit.sample.sample_id}"
+    decode = ray.remote(decode_unit).options(
+        name=f"decode {label}", num_cpus=1, max_retries=0, scheduling_strategy="SPREAD"
+    )
+    decoded = decode.remote(unit, spec)
+    run = actor.run_unit.options(name=f"run {label}", num_returns="streaming")
+    return run.remote(unit, decoded), decoded
+
+
+def _ray_node_id() -> str:
+    import sys
+
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return ""
+    return str(ray.get_runtime_context().get_node_id())

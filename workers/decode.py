@@ -1,0 +1,43 @@
+"""Decode a unit's media ahead of its model, on any CPU; what goes wrong comes back as data.
+
+Torch stays out: a process that only decodes need not spend seconds and memory on it.
+"""
+
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from avflow.datasets.media import DecodedMedia, MediaSpec, decode_sample
+from avflow.workers.protocol import UnitFailure, UnitSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """A sample's media in the order of `sample.media`, and the seconds it took."""
+
+    media: tuple[DecodedMedia, ...]
+    seconds: float
+
+
+def decode_unit(unit: UnitSpec, spec: MediaSpec) -> Decoded | UnitFailure:
+    """Decode all media of the unit's sample. Never raises on account of a file."""
+    began = time.perf_counter()
+    try:
+        media = decode_sample(Path(unit.data_root), unit.sample, spec)
+    except Exception as error:  # the file boundary: whatever a bad file raises fails its sample
+        return decode_failure(unit, error)
+    return Decoded(media=media, seconds=time.perf_counter() - began)
+
+
+def decode_failure(unit: UnitSpec, error: Exception) -> UnitFailure:
+    """The sample's failure. What the system did (OSError) may pass the next time."""
+    return UnitFailure(
+        unit_id=unit.unit_id,
+        curve=None,
+        stage="decode",
+        error=type(error).__name__,
+        message=str(error),
+        traceback="".join(traceback.format_exception(error)),
+        retryable=isinstance(error, OSError),
+    )

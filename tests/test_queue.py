@@ -1,0 +1,514 @@
+"""The queue and the policy: each curve ends in exactly one state, whatever happens in between."""
+
+import pickle
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avflow.datasets.sample import Sample, TextPart
+from avflow.orchestrator import errors
+from avflow.orchestrator.policy import (
+    Action,
+    Budgets,
+    Decision,
+    FailureKind,
+    FailurePolicy,
+    classify,
+)
+from avflow.orchestrator.queue import WorkQueue
+from avflow.orchestrator.unit import UnitState
+from avflow.pathways.catalogue import SINGLE_VIDEO
+from avflow.workers.protocol import CurveSpec, UnitFailure, UnitSpec
+
+SAMPLE = Sample(
+    sample_id="s",
+    dataset="d",
+    task="t",
+    category="c",
+    layout="single_video",
+    parts=(TextPart(role="question", text="?"),),
+    answer=0,
+    media_group="g",
+)
+
+
+def unit(
+    name: str, curves: int = 3, *, cost: float = 1.0, model: str = "m", correct_only: bool = True
+) -> UnitSpec:
+    specs = tuple(
+        CurveSpec(pathway=p, window=3, center_layers=(0, 1), correct_only=correct_only)
+        for p in SINGLE_VIDEO[:curves]
+    )
+    return UnitSpec(
+        unit_id=name,
+        model=model,
+        data_root="/",
+        sample=SAMPLE,
+        curves=specs,
+        wanted=frozenset(spec.key for spec in specs),
+        byte_budget=1 << 20,
+        cost=cost,
+    )
+
+
+def keys(spec: UnitSpec) -> list[str]:
+    return [curve.key for curve in spec.curves if curve.key in spec.wanted]
+
+
+def failed(
+    unit_id: str, curve: str | None, *, retryable: bool = False, error: str = "E"
+) -> UnitFailure:
+    return UnitFailure(
+        unit_id=unit_id,
+        curve=curve,
+        stage="replay",
+        error=error,
+        message="it broke",
+        traceback="",
+        retryable=retryable,
+    )
+
+
+def lease(queue: WorkQueue, worker: str = "w", now: float = 0.0) -> UnitSpec:
+    spec = queue.next_for(worker, "m", now)
+    assert spec is not None
+    return spec
+
+
+def run(queue: WorkQueue, spec: UnitSpec, worker: str = "w") -> None:
+    """Everything that is wanted comes out."""
+    for key in keys(spec):
+        assert queue.on_curve(worker, spec.unit_id, key, 0.0)
+    assert queue.on_sample_done(worker, spec.unit_id, correct=True, now=0.0) == []
+
+
+# -- giving work -----------------------------------------------------------------------------
+
+
+def test_the_costliest_unit_goes_first_and_a_worker_holds_two() -> None:
+    queue = WorkQueue([unit("cheap", cost=1), unit("dear", cost=9), unit("middle", cost=5)])
+    assert [lease(queue).unit_id, lease(queue).unit_id] == ["dear", "middle"]
+    assert queue.next_for("w", "m", 0.0) is None
+    assert queue.in_flight("w") == ("dear", "middle")
+    assert lease(queue, "another").unit_id == "cheap"
+
+
+def test_a_worker_is_bound_to_one_model() -> None:
+    queue = WorkQueue([unit("a", model="m"), unit("b", model="n")])
+    assert lease(queue).model == "m"
+    assert queue.next_for("w", "m", 0.0) is None
+    with pytest.raises(ValueError, match="bound to m"):
+        queue.next_for("w", "n", 0.0)
+    assert (queue.due("m"), queue.due("n")) == (0, 1)
+
+
+def test_a_unit_can_not_be_queued_twice() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        WorkQueue([unit("a"), unit("a")])
+
+
+def test_a_drained_queue_gives_nothing_more_and_finishes_with_what_flies() -> None:
+    queue = WorkQueue([unit("a"), unit("b")])
+    spec = lease(queue)
+    queue.drain()
+    assert queue.next_for("w", "m", 0.0) is None
+    assert not queue.finished
+    run(queue, spec)
+    assert queue.finished
+    assert queue.counts().pending == 1
+
+
+# -- what comes out --------------------------------------------------------------------------
+
+
+def test_a_unit_runs_to_its_end() -> None:
+    queue = WorkQueue([unit("a")])
+    run(queue, lease(queue))
+    assert queue.finished
+    assert queue.state("a") is UnitState.DONE
+    assert queue.counts().curves_done == 3
+
+
+def test_nothing_is_stored_twice_nor_from_a_worker_that_does_not_hold_the_unit() -> None:
+    queue = WorkQueue([unit("a")])
+    spec = lease(queue)
+    key = keys(spec)[0]
+    assert not queue.on_curve("stranger", "a", key, 0.0)
+    assert queue.on_curve("w", "a", key, 0.0)
+    assert not queue.on_curve("w", "a", key, 0.0)
+    assert not queue.on_curve("w", "a", "no_such/k3/letter", 0.0)
+
+
+def test_a_wrong_baseline_skips_its_curves() -> None:
+    queue = WorkQueue([unit("a"), unit("b", correct_only=False)])
+    by_id = {spec.unit_id: spec for spec in (lease(queue), lease(queue))}
+    assert queue.on_sample_done("w", "a", correct=False, now=0.0) == []
+    for key in keys(by_id["b"]):
+        assert queue.on_curve("w", "b", key, 0.0)
+    assert queue.on_sample_done("w", "b", correct=False, now=0.0) == []
+    assert (queue.counts().curves_skipped, queue.counts().curves_done) == (3, 3)
+    assert queue.counts().done == 2
+
+
+def test_a_curve_that_a_worker_forgets_is_a_failure_not_a_loss() -> None:
+    queue = WorkQueue([unit("a")])
+    first, *_ = keys(lease(queue))
+    queue.on_curve("w", "a", first, 0.0)
+    decisions = queue.on_sample_done("w", "a", correct=True, now=0.0)
+    assert decisions is not None
+    assert [d.failure.error for d in decisions] == ["MissingCurve"] * 2
+    assert all(d.terminal for d in decisions)
+    assert queue.state("a") is UnitState.FAILED
+
+
+# -- failures --------------------------------------------------------------------------------
+
+
+def test_a_curve_that_raises_is_quarantined_and_the_rest_goes_on() -> None:
+    queue = WorkQueue([unit("a")])
+    one, two, three = keys(lease(queue))
+    decision = queue.on_failure("w", failed("a", one), 0.0)
+    assert decision is not None
+    assert (decision.action, decision.curves) == (Action.QUARANTINE, (one,))
+    assert queue.on_failure("w", failed("a", one), 0.0) is None
+    assert queue.on_curve("w", "a", two, 0.0)
+    assert queue.on_curve("w", "a", three, 0.0)
+    assert queue.on_sample_done("w", "a", correct=True, now=0.0) == []
+    assert queue.state("a") is UnitState.FAILED
+    assert queue.finished
+
+
+def test_a_transient_failure_comes_back_with_what_is_missing_alone() -> None:
+    queue = WorkQueue([unit("a")])
+    one, two, three = keys(lease(queue))
+    decision = queue.on_failure("w", failed("a", two, retryable=True), 0.0)
+    assert decision is not None
+    assert decision.action is Action.RETRY
+    queue.on_curve("w", "a", one, 0.0)
+    queue.on_curve("w", "a", three, 0.0)
+    assert queue.on_sample_done("w", "a", correct=True, now=0.0) == []
+    again = lease(queue)
+    assert again.wanted == {two}
+    assert len(again.curves) == 3  # batches follow from all the plan holds
+    assert queue.attempt("a") == 2
+    run(queue, again)
+    assert queue.state("a") is UnitState.DONE
+
+
+def test_gpu_memory_halves_the_batch() -> None:
+    queue = WorkQueue([unit("a", 1)])
+    budgets = []
+    while not queue.finished:
+        spec = lease(queue)
+        budgets.append(spec.byte_budget)
+        queue.on_failure("w", failed("a", None, error="OutOfMemoryError", retryable=True), 0.0)
+    assert budgets == [1 << 20 >> n for n in range(5)]
+    assert queue.state("a") is UnitState.FAILED
+
+
+def test_after_host_memory_ran_out_a_unit_is_alone_in_its_worker() -> None:
+    queue = WorkQueue([unit("a", cost=3), unit("b", cost=2), unit("c", cost=1)])
+    assert [lease(queue).unit_id, lease(queue).unit_id] == ["a", "b"]
+    queue.on_worker_death("w", FailureKind.HOST_MEMORY, "killed", 0.0)
+    assert lease(queue, "w2").unit_id == "a"
+    assert queue.next_for("w2", "m", 0.0) is None
+    assert lease(queue, "w3").unit_id == "b"
+
+
+def test_a_sample_that_fails_whole_ends_its_curves() -> None:
+    queue = WorkQueue([unit("a")])
+    spec = lease(queue)
+    decision = queue.on_failure("w", failed("a", None), 0.0)
+    assert decision is not None
+    assert decision.terminal
+    assert decision.curves == tuple(sorted(spec.wanted))
+    assert queue.finished
+    assert queue.counts().curves_failed == 3
+
+
+# -- deaths ----------------------------------------------------------------------------------
+
+
+def test_a_death_is_blamed_on_the_oldest_unit_s_first_missing_curve_alone() -> None:
+    queue = WorkQueue([unit("a", cost=2), unit("b", cost=1)])
+    spec = lease(queue)
+    lease(queue)
+    one, two, _ = keys(spec)
+    queue.on_curve("w", "a", one, 0.0)
+    (decision,) = queue.on_worker_death("w", FailureKind.WORKER_DEATH, "killed by SIGKILL", 0.0)
+    assert decision.failure.curve == two
+    assert decision.action is Action.RETRY
+    assert lease(queue, "w2").wanted == set(keys(spec)[1:])
+    assert len(lease(queue, "w2").wanted) == 3
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_poison_curve_is_found_wherever_it_comes_out_and_the_rest_is_run(place: int) -> None:
+    """Workers may yield in another order than the plan's: here backwards."""
+    queue = WorkQueue([unit("a")])
+    poison = keys(unit("a"))[place]
+    decisions: list[Decision] = []
+    for attempt in range(20):
+        if queue.finished:
+            break
+        worker = f"w{attempt}"
+        spec = lease(queue, worker)
+        for key in reversed(keys(spec)):
+            if key == poison:
+                kind = FailureKind.WORKER_DEATH
+                decisions += queue.on_worker_death(worker, kind, "segmentation fault", 0.0)
+                break
+            assert queue.on_curve(worker, "a", key, 0.0)
+        else:
+            queue.on_sample_done(worker, "a", correct=True, now=0.0)
+    assert queue.finished
+    assert [d.curves for d in decisions if d.terminal] == [(poison,)]
+    assert queue.counts().curves_done == 2
+    assert len(decisions) <= 5
+
+
+def test_a_sample_that_kills_before_any_curve_is_given_up_whole() -> None:
+    queue = WorkQueue([unit("a", 20)])
+    deaths = 0
+    while not queue.finished:
+        lease(queue, f"w{deaths}")
+        queue.on_worker_death(f"w{deaths}", FailureKind.WORKER_DEATH, "killed", 1000.0 * deaths)
+        deaths += 1
+    assert deaths == 7
+    assert queue.state("a") is UnitState.FAILED
+    assert queue.counts().curves_failed == 20
+
+
+def test_preemption_costs_nobody_a_try() -> None:
+    queue = WorkQueue([unit("a")])
+    for n in range(50):
+        lease(queue, f"w{n}")
+        assert queue.on_worker_death(f"w{n}", FailureKind.PREEMPTION, "spot", 0.0) == []
+    run(queue, lease(queue))
+    assert queue.state("a") is UnitState.DONE
+
+
+def test_a_hang_is_overdue_and_silence_counts_from_the_last_sign_of_life() -> None:
+    queue = WorkQueue([unit("a")], deadline_s=10.0)
+    spec = lease(queue, now=100.0)
+    queue.on_curve("w", "a", keys(spec)[0], 105.0)
+    assert queue.overdue(115.0) == []
+    assert queue.overdue(115.1) == ["w"]
+    (decision,) = queue.on_timeout("w", 116.0)
+    assert decision.failure.stage == "timeout"
+    assert queue.overdue(1e9) == []
+
+
+def test_the_breaker_trips_on_many_samples_not_on_one_poisonous_one() -> None:
+    queue = WorkQueue([unit(f"u{n}", cost=100 - n) for n in range(20)])
+    actions = []
+    for n in range(6):
+        lease(queue, f"w{n}")
+        # Another unit is on top each time, as the one that died goes to the end of another worker.
+        lease(queue, f"idle{n}")
+        decisions = queue.on_worker_death(f"w{n}", FailureKind.WORKER_DEATH, "broken GPU", float(n))
+        actions += [d.action for d in decisions]
+    assert Action.ABORT_MODEL not in actions  # six units, but six live workers too
+    for n in range(6):
+        decisions = queue.on_worker_death(f"idle{n}", FailureKind.WORKER_DEATH, "broken", 10.0)
+        actions += [d.action for d in decisions]
+    assert actions.count(Action.ABORT_MODEL) == 1
+    assert queue.finished
+    assert queue.counts().abandoned > 0
+
+
+def test_a_model_that_can_not_load_is_given_up_and_the_others_go_on() -> None:
+    queue = WorkQueue([unit("a", model="m"), unit("b", model="n")])
+    assert queue.on_load_failure("n", "no such file").action is Action.RETRY
+    assert queue.on_load_failure("n", "no such file").action is Action.ABORT_MODEL
+    assert queue.state("b") is UnitState.ABANDONED
+    run(queue, lease(queue))
+    assert queue.finished
+
+
+# -- the table -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(FailureKind))
+def test_every_kind_has_a_last_word(kind: FailureKind) -> None:
+    policy = FailurePolicy()
+    actions = [policy.decide(kind, tries) for tries in range(1, 12)]
+    if kind is FailureKind.PREEMPTION:
+        assert set(actions) == {Action.RETRY}
+    else:
+        assert actions[-1] in (Action.QUARANTINE, Action.ABORT_MODEL, Action.ABORT_SWEEP)
+
+
+def test_budgets_are_separate_and_positive() -> None:
+    policy = FailurePolicy(budgets=Budgets(worker_death=1, transient=4))
+    assert policy.decide(FailureKind.WORKER_DEATH, 1) is Action.QUARANTINE
+    assert policy.decide(FailureKind.TRANSIENT, 3) is Action.RETRY
+    with pytest.raises(ValueError, match="timeout"):
+        Budgets(timeout=0)
+
+
+def test_failures_as_data_are_told_apart() -> None:
+    assert classify(failed("a", None)) is FailureKind.EXCEPTION
+    assert classify(failed("a", None, retryable=True)) is FailureKind.TRANSIENT
+    assert classify(failed("a", None, error="OutOfMemoryError")) is FailureKind.GPU_MEMORY
+    assert classify(failed("a", None, error="MemoryError")) is FailureKind.HOST_MEMORY
+
+
+def test_every_error_of_ours_survives_pickle() -> None:
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Exception)]
+    assert len(classes) >= 6
+    for kind in classes:
+        again = pickle.loads(pickle.dumps(kind("what", "where")))
+        assert type(again) is kind
+        assert again.args == ("what", "where")
+        assert again.exit_status == kind("").exit_status
+
+
+# -- random interleavings --------------------------------------------------------------------
+
+
+class Chaos:
+    """A cluster that does anything at any time, and the ledger of what it saw."""
+
+    def __init__(self, seed: int, n_units: int) -> None:
+        self.random = random.Random(seed)
+        self.units = [
+            unit(
+                f"u{n}",
+                self.random.randint(0, 4),
+                cost=self.random.random(),
+                model=self.random.choice("mn"),
+                correct_only=self.random.random() < 0.7,
+            )
+            for n in range(n_units)
+        ]
+        policy = FailurePolicy(budgets=Budgets(breaker_units=self.random.choice((1, 5, 1000))))
+        self.queue = WorkQueue(self.units, policy=policy, deadline_s=50.0)
+        self.ends: Counter[tuple[str, str]] = Counter()
+        self.streams: dict[str, list[tuple[str, list[str]]]] = {}  # worker -> (unit, keys to come)
+        self.models: dict[str, str] = {}
+        self.born = 0
+        self.now = 0.0
+        self.preemptions = 0
+
+    def count(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            for curve in decision.curves:
+                assert decision.unit is not None
+                self.ends[decision.unit.unit_id, curve] += 1
+
+    def feed(self) -> None:
+        for model in "mn":
+            while self.queue.due(model) and list(self.models.values()).count(model) < 2:
+                self.models[f"w{self.born}"] = model
+                self.streams[f"w{self.born}"] = []
+                self.born += 1
+        for worker, model in self.models.items():
+            spec = self.queue.next_for(worker, model, self.now)
+            if spec is not None:
+                out = keys(spec)
+                self.random.shuffle(out)
+                self.streams[worker].append((spec.unit_id, out))
+                assert len(self.streams[worker]) <= 2
+
+    def kill(self, worker: str) -> None:
+        del self.models[worker], self.streams[worker]
+
+    def step(self) -> None:
+        self.now += self.random.random() * 5
+        self.feed()
+        busy = [worker for worker, stream in self.streams.items() if stream]
+        if not busy:
+            return
+        worker = self.random.choice(busy)
+        unit_id, out = self.streams[worker][0]
+        match self.random.choices(
+            ("curve", "late", "fail", "sample", "death", "timeout", "load"),
+            (60, 3, 6, 2, 6, 2, 0.2),
+        )[0]:
+            case "curve" if out:
+                key = out.pop()
+                self.ends[unit_id, key] += self.queue.on_curve(worker, unit_id, key, self.now)
+            case "curve":
+                self.end(worker, unit_id)
+            case "late":
+                assert not self.queue.on_curve("gone", unit_id, "x", self.now)
+                if self.queue.on_failure("gone", failed(unit_id, None), self.now) is not None:
+                    raise AssertionError("a stranger was believed")
+            case "fail" if out:
+                self.fail(worker, unit_id, out.pop())
+            case "sample":
+                self.fail(worker, unit_id, None)
+                self.streams[worker].pop(0)
+            case "death":
+                kinds = (
+                    FailureKind.WORKER_DEATH,
+                    FailureKind.HOST_MEMORY,
+                    FailureKind.FATAL,
+                    FailureKind.PREEMPTION,
+                )
+                kind = self.random.choice(kinds if self.preemptions < 30 else kinds[:3])
+                self.preemptions += kind is FailureKind.PREEMPTION
+                self.kill(worker)
+                self.count(self.queue.on_worker_death(worker, kind, "dead", self.now))
+            case "timeout":
+                self.now += 60
+                for late in self.queue.overdue(self.now):
+                    self.kill(late)
+                    self.count(self.queue.on_timeout(late, self.now))
+            case "load":
+                self.queue.on_load_failure("m", "can't load")
+            case _:
+                pass
+
+    def fail(self, worker: str, unit_id: str, curve: str | None) -> None:
+        error, retryable = self.random.choice(
+            (("E", False), ("OSError", True), ("OutOfMemoryError", True), ("MemoryError", True))
+        )
+        failure = failed(unit_id, curve, error=error, retryable=retryable)
+        decision = self.queue.on_failure(worker, failure, self.now)
+        assert decision is not None
+        self.count([decision])
+
+    def end(self, worker: str, unit_id: str) -> None:
+        self.streams[worker].pop(0)
+        correct = self.random.random() < 0.7
+        decisions = self.queue.on_sample_done(worker, unit_id, correct=correct, now=self.now)
+        assert decisions is not None
+        self.count(decisions)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32), n_units=st.integers(0, 12), drain=st.booleans())
+def test_random_interleavings_end_and_each_curve_ends_once(
+    seed: int, n_units: int, drain: bool
+) -> None:
+    chaos = Chaos(seed, n_units)
+    for step in range(20_000):
+        if chaos.queue.finished:
+            break
+        if drain and step == 40:
+            chaos.queue.drain()
+        chaos.step()
+    assert chaos.queue.finished, "it never ends"
+    assert max(chaos.ends.values(), default=0) <= 1, "a curve ended twice"
+
+    counts = chaos.queue.counts()
+    planned = sum(len(spec.curves) for spec in chaos.units)
+    ended = counts.curves_done + counts.curves_failed + counts.curves_skipped
+    assert ended + counts.curves_missing == planned, "a curve is lost"
+    assert counts.curves_done + counts.curves_failed == sum(chaos.ends.values())
+    assert counts.leased == 0
+    assert counts.done + counts.failed + counts.abandoned + counts.pending == n_units
+    if not drain:
+        assert counts.pending == 0
+    for spec in chaos.units:
+        if chaos.queue.state(spec.unit_id) in (UnitState.DONE, UnitState.FAILED):
+            kinds = {curve.key for curve in spec.curves if curve.correct_only}
+            stored = {
+                key for (unit_id, key), n in chaos.ends.items() if unit_id == spec.unit_id and n
+            }
+            assert spec.wanted - stored <= kinds  # what else ended was skipped

@@ -105,12 +105,18 @@ class Decoder:
 class LoadedModel(Protocol):
     """A checkpoint in memory. One a worker."""
 
-    spec: ModelSpec
-    info: ModelInfo
-    decoder: Decoder
-    hf_model: nn.Module
-    media_spec: MediaSpec
-    device: torch.device
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def info(self) -> ModelInfo: ...
+    @property
+    def decoder(self) -> Decoder: ...
+    @property
+    def hf_model(self) -> nn.Module: ...
+    @property
+    def media_spec(self) -> MediaSpec: ...
+    @property
+    def device(self) -> torch.device: ...
 
     def prepare(self, sample: Sample, media: Sequence[DecodedMedia]) -> Prepared:
         """Processor output and layout. `media` in the order of `sample.media`. CPU only.

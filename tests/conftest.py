@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,9 @@ from avflow.pathways.layout import Layout, LayoutKind, Segment, SegmentKind
 class Tiny:
     """A random thinker in memory: the Hugging Face model and the pieces of its decoder."""
 
-    hf_model: object
-    decoder: object
-    info: object
+    hf_model: Any
+    decoder: Any
+    info: Any
 
 
 @pytest.fixture(scope="session")
@@ -160,5 +161,40 @@ def random_layout() -> Callable[[LayoutKind, int, int], Layout]:
         if kind == "interleaved":
             rest["correct_candidate"] = rest["answer"]
         return _lay(kind, head + media + end, **rest)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def random_embedded() -> Callable[..., Any]:
+    """Random decoder inputs for a prompt: embeddings of unit spread, and M-RoPE positions that
+    advance through text, jump about in media and fall back after them, as real ones do."""
+
+    def build(layout: Layout, tiny: Tiny, seed: int) -> Any:
+        import torch
+
+        from avflow.workers.models.base import Embedded
+
+        generator = torch.Generator().manual_seed(seed)
+        n_tokens, at = layout.n_tokens, 0
+        positions = torch.empty(3, n_tokens, dtype=torch.int64)
+        for segment in layout.segments:
+            length = segment.stop - segment.start
+            if segment.kind in ("frame", "audio_chunk", "candidate", "reference"):
+                jumps = torch.randint(0, 12, (3, length), generator=generator)
+                positions[:, segment.start : segment.stop] = at + jumps
+                at += 6  # lower than what was reached: later tokens may fall below
+            else:
+                positions[:, segment.start : segment.stop] = at + torch.arange(length)
+                at += length
+        dtype = next(tiny.hf_model.parameters()).dtype
+        shape = (1, n_tokens, tiny.info.hidden_size)
+        embeds = torch.randn(*shape, generator=generator)
+        return Embedded(
+            inputs_embeds=embeds.to(dtype),
+            position_ids=positions[:, None],
+            attention_mask=torch.ones(1, n_tokens, dtype=torch.int64),
+            input_ids=torch.zeros(1, n_tokens, dtype=torch.int64),
+        )
 
     return build

@@ -22,10 +22,9 @@ from avflow.datasets.sample import LETTERS
 from avflow.pathways.groups import group_names, group_positions
 from avflow.pathways.layout import Layout, LayoutError
 from avflow.pathways.pathway import (
+    blocked_keys,
     blocked_segments,
-    causal_blocked_edges,
     first_target,
-    target_positions,
 )
 from avflow.pathways.windows import window_layers
 from avflow.workers.engine.baseline import Baseline, run_baseline
@@ -89,12 +88,11 @@ def run_unit(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Curve:
-    """A curve whose token groups were found. `n_edges` a layer; `n_targets` blocked queries."""
+    """A curve whose token groups were found. `lost_keys` [N]: how many keys each query loses."""
 
     spec: CurveSpec
     knockout: Knockout
-    n_edges: int
-    n_targets: int
+    lost_keys: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +209,7 @@ class _Work:
         spec = curve.spec
         n_layers = self.shapes.n_layers
         windows = [window_layers(c, spec.window, n_layers) for c in spec.center_layers]
+        n_edges = int(curve.lost_keys.sum())
         return CurveDone(
             unit_id=self.unit.unit_id,
             curve=spec.key,
@@ -218,7 +217,7 @@ class _Work:
             p_knockout=outcome.p_base_token,
             p_options=outcome.p_options,
             knockout_token=outcome.token,
-            n_blocked_edges=np.array([curve.n_edges * len(w) for w in windows], dtype=np.int64),
+            n_blocked_edges=np.array([n_edges * len(w) for w in windows], dtype=np.int64),
             p_base=float(self.base.p_base_token[0]),
             base_token=self.base_token,
             correct_base=self.correct,
@@ -283,23 +282,17 @@ def _resolve(
             window=spec.window,
             center_layers=spec.center_layers,
         )
-        curve = _Curve(
-            spec=spec,
-            knockout=knockout,
-            n_edges=causal_blocked_edges(layout, blocked),
-            n_targets=target_positions(layout, blocked).size,
-        )
+        curve = _Curve(spec=spec, knockout=knockout, lost_keys=blocked_keys(layout, blocked))
         curves.append(curve)
     return curves, lost
 
 
 def _replay_floor(curve: _Curve, shapes: Shapes) -> Cost:
-    start = curve.knockout.start
-    if start is None:
+    if curve.knockout.start is None:
         return Cost()
     spec = curve.spec
-    firsts = [window_layers(c, spec.window, shapes.n_layers).start for c in spec.center_layers]
-    return replay_floor(shapes, start, curve.n_targets, firsts)
+    windows = [window_layers(c, spec.window, shapes.n_layers) for c in spec.center_layers]
+    return replay_floor(shapes, curve.lost_keys, windows)
 
 
 def group_spans(layout: Layout) -> dict[str, list[list[int]]]:

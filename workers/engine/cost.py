@@ -9,6 +9,9 @@ Shapes: L layers, N prompt tokens, m = N - start replayed positions.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from avflow.workers.engine.attention import query_chunks
 from avflow.workers.engine.replay import Row
 from avflow.workers.models.base import ModelInfo
@@ -123,23 +126,33 @@ def prefill_floor(shapes: Shapes) -> Cost:
     return Cost(token_layers=n_layers * n, flops=float(flops))
 
 
-def replay_floor(shapes: Shapes, start: int, n_targets: int, first_layers: Sequence[int]) -> Cost:
-    """The least that one curve needs, given the baseline: C_min of windows from `first_layers` on.
+def replay_floor(shapes: Shapes, lost_keys: NDArray[np.int64], windows: Sequence[range]) -> Cost:
+    """The least that one curve needs, given the baseline: C_min, a window (of layers) each.
 
-    Below the window's first layer a nothing changes; at layer a only the `n_targets` blocked
-    queries do, and their keys and values don't; from a + 1 on the m positions from `start`; at the
-    last layer only the last position's query is needed, with the keys and values of all m.
+    `lost_keys` [N] says how many keys each query loses. Below the window's first layer a nothing
+    changes; at layer a only the targets (queries that lose a key) do, their keys and values not
+    yet; from a + 1 on all m positions from the first target; at the last layer only the last
+    position's query is needed, with the keys and values of all m. Blocked edges cost nothing.
     """
-    m, last = shapes.n_tokens - start, shapes.n_layers - 1
-    edges = shapes.causal_edges(start)
-    token_layers = flops = 0
-    for first in first_layers:
-        between = max(0, last - 1 - first)
-        token_layers += between * m + 1
-        flops += between * (m * shapes.linear_flops + edges * shapes.edge_flops)
-        flops += shapes.linear_flops + shapes.n_tokens * shapes.edge_flops + shapes.head_flops
+    targets = np.flatnonzero(lost_keys)
+    start, last = int(targets[0]), shapes.n_layers - 1
+    m = shapes.n_tokens - start
+    lost, lost_by_last = int(lost_keys.sum()), int(lost_keys[-1])
+    target_edges = int((targets + 1).sum()) - lost
+    suffix_edges = shapes.causal_edges(start)
+    edges = without_kv = with_kv = kv_alone = 0
+    for window in windows:
+        first = window.start
+        between = range(first + 1, last)
         if first < last:
-            token_layers += n_targets
-            flops += n_targets * (shapes.linear_flops - shapes.kv_flops)
-            flops += (m - 1) * shapes.kv_flops
+            without_kv += targets.size
+            edges += target_edges
+            kv_alone += m
+        with_kv += len(between) * m
+        edges += sum(suffix_edges - lost * (layer in window) for layer in between)
+        without_kv += 1  # the last position at the last layer
+        edges += shapes.n_tokens - lost_by_last * (last in window)
+    token_layers = without_kv + with_kv
+    flops = token_layers * shapes.linear_flops + (kv_alone - without_kv) * shapes.kv_flops
+    flops += edges * shapes.edge_flops + len(windows) * shapes.head_flops
     return Cost(token_layers=token_layers, flops=float(flops))

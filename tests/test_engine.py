@@ -1,0 +1,420 @@
+"""The fast engine against the plain reference pass, on random models and prompts."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from avflow.pathways import catalogue
+from avflow.pathways.groups import group_positions, members, positions
+from avflow.pathways.layout import Layout
+from avflow.pathways.pathway import (
+    Pathway,
+    blocked_segments,
+    causal_blocked_edges,
+    first_target,
+    target_positions,
+)
+from avflow.pathways.windows import window_layers
+from avflow.workers.engine import cost, reference
+from avflow.workers.engine.attention import NAME, query_chunks, shared_prefix_layers
+from avflow.workers.engine.baseline import run_baseline
+from avflow.workers.engine.cost import Shapes
+from avflow.workers.engine.masks import (
+    MaskNotAppliedError,
+    causal_mask,
+    knockout_mask,
+    suffix_masks,
+)
+from avflow.workers.engine.plan import Knockout, compose_batches, score_bytes
+from avflow.workers.engine.replay import Row, replay
+from avflow.workers.models.base import Embedded, UnsupportedModelError
+
+BUDGET = 64 * 2**20
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def of_kind(layout: Layout) -> list[Pathway]:
+    return [p for p in catalogue.ALL if p.layout == layout.kind]
+
+
+def knockout(layout: Layout, pathway: Pathway, window: int, n_layers: int) -> Knockout:
+    blocked = blocked_segments(layout, pathway)
+    return Knockout(
+        blocked=blocked,
+        start=first_target(layout, blocked),
+        window=window,
+        center_layers=tuple(range(n_layers)),
+    )
+
+
+def fast(
+    tiny, embedded: Embedded, layout: Layout, pathways: Sequence[Pathway], window: int,
+    budget: int = BUDGET,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Probabilities [C, V] of each pathway at every centre, all batched together."""
+    knockouts = [knockout(layout, p, window, tiny.info.n_layers) for p in pathways]
+    first = min(k.start for k in knockouts if k.start is not None)
+    baseline = run_baseline(tiny.decoder, embedded, first)
+    vocabulary = baseline.probabilities.shape[0]
+    curves = {p.name: baseline.probabilities.repeat(tiny.info.n_layers, 1) for p in pathways}
+    shapes = shapes_for(tiny, layout)
+    assert vocabulary == shapes.vocabulary
+    for batch in compose_batches(knockouts, shapes, budget):
+        blocked = {row.curve: knockouts[row.curve].blocked for row in batch.rows}
+        masks = suffix_masks(layout, batch.start, blocked, embedded.inputs_embeds.device)
+        rows = replay(tiny.decoder, baseline, batch.rows, masks, score_bytes(budget))
+        for row, probabilities in zip(batch.rows, rows, strict=True):
+            curves[pathways[row.curve].name][row.center_layer] = probabilities
+    return curves
+
+
+def shapes_for(tiny, layout: Layout) -> Shapes:
+    parameter = next(tiny.hf_model.parameters())
+    head_size = tiny.info.hidden_size // tiny.info.n_heads
+    return cost.shapes_of(tiny.info, head_size, layout.n_tokens, parameter.element_size())
+
+
+def reference_edges(layout: Layout, pathway: Pathway) -> Tensor:
+    """The pathway as bare positions, for the reference."""
+    if pathway.direction == "across":
+        of_group = [m for name in pathway.sources for m in members(layout, name)]
+        dumped = [positions(layout, m).tolist() for m in of_group]
+        return reference.edges_across(layout.n_tokens, dumped)
+    ends = [
+        [p for name in names for p in group_positions(layout, name).tolist()]
+        for names in (pathway.sources, pathway.targets)
+    ]
+    both = pathway.direction == "both_ways"
+    return reference.edges_between(layout.n_tokens, ends[0], ends[1], both_ways=both)
+
+
+def reference_inputs(embedded: Embedded) -> reference.Inputs:
+    return reference.Inputs(
+        inputs_embeds=embedded.inputs_embeds,
+        position_ids=embedded.position_ids,
+        attention_mask=embedded.attention_mask,
+    )
+
+
+def plain(tiny, embedded: Embedded, edges: Tensor, centers: Sequence[int], window: int) -> Tensor:
+    inputs = reference_inputs(embedded)
+    return torch.stack([
+        reference.knockout_probabilities(tiny.hf_model, inputs, edges, center, window)
+        for center in centers
+    ])  # fmt: skip
+
+
+def worst_disagreement(tiny, embedded: Embedded, layout: Layout, window: int) -> float:
+    curves = fast(tiny, embedded, layout, of_kind(layout), window)
+    centers = range(tiny.info.n_layers)
+    return max(
+        float((curves[p.name] - plain(tiny, embedded, reference_edges(layout, p), centers, window))
+              .abs().max())
+        for p in of_kind(layout)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_baseline_is_the_models_own_forward_to_the_bit(
+    tiny_thinker, random_layout, random_embedded, dtype, attention
+) -> None:
+    tiny = tiny_thinker(dtype=dtype, attention=attention)
+    embedded = random_embedded(random_layout("single_video", 120, 5), tiny, 5)
+    seen: list[Tensor] = []
+    handle = (
+        tiny.hf_model.get_decoder()
+        .layers[3]
+        .register_forward_pre_hook(lambda _layer, args: seen.append(args[0]))
+    )
+    expected = reference.plain_probabilities(tiny.hf_model, reference_inputs(embedded))
+    handle.remove()
+    baseline = run_baseline(tiny.decoder, embedded, 40)
+    assert torch.equal(baseline.residual[3], seen[0][:, 40:])
+    assert (baseline.probabilities - expected).abs().max() <= 1e-7  # the head's shape differs
+
+
+@pytest.mark.parametrize(
+    ("kind", "window", "heads", "kv_heads", "attention", "seed"),
+    [
+        ("single_video", 1, 4, 2, "sdpa", 0),
+        ("single_video", 3, 4, 1, "sdpa", 1),
+        ("single_video", 7, 4, 4, "eager", 2),
+        ("interleaved", 1, 4, 4, "sdpa", 3),
+        ("interleaved", 3, 4, 2, "eager", 4),
+        ("interleaved", 7, 4, 1, "sdpa", 5),
+    ],
+)
+def test_every_pathway_agrees_with_the_reference(
+    tiny_thinker, random_layout, random_embedded, kind, window, heads, kv_heads, attention, seed
+) -> None:
+    tiny = tiny_thinker(heads=heads, kv_heads=kv_heads, attention=attention, seed=seed)
+    layout = random_layout(kind, 200 + seed, seed)
+    embedded = random_embedded(layout, tiny, seed)
+    assert worst_disagreement(tiny, embedded, layout, window) <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["single_video", "interleaved"])
+def test_agreement_in_float64(tiny_thinker, random_layout, random_embedded, kind) -> None:
+    tiny = tiny_thinker(dtype="float64", seed=6)
+    layout = random_layout(kind, 200, 6)
+    assert worst_disagreement(tiny, random_embedded(layout, tiny, 6), layout, 3) <= 1e-10
+
+
+@settings(
+    max_examples=8,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_random_models_prompts_and_windows_agree(
+    tiny_thinker, random_layout, random_embedded, data
+) -> None:
+    seed = data.draw(st.integers(0, 2**20), label="seed")
+    heads, kv_heads = data.draw(st.sampled_from([(2, 1), (4, 2), (6, 3), (8, 2)]), label="heads")
+    n_layers = data.draw(st.integers(8, 10), label="layers")
+    tiny = tiny_thinker(
+        n_layers=n_layers, hidden=16 * heads, heads=heads, kv_heads=kv_heads, seed=seed
+    )
+    kind = data.draw(st.sampled_from(["single_video", "interleaved"]), label="kind")
+    layout = random_layout(kind, data.draw(st.integers(200, 230), label="tokens"), seed)
+    embedded = random_embedded(layout, tiny, seed)
+    window = data.draw(st.sampled_from([1, 2, 3, 7]), label="window")
+    pathways = data.draw(
+        st.lists(st.sampled_from(of_kind(layout)), min_size=3, max_size=3, unique=True)
+    )
+    centers = [0, n_layers // 2, n_layers - 1]
+    curves = fast(tiny, embedded, layout, pathways, window)
+    for pathway in pathways:
+        edges = reference_edges(layout, pathway)
+        expected = plain(tiny, embedded, edges, centers, window)
+        assert (curves[pathway.name][centers] - expected).abs().max() <= TOLERANCE
+
+
+def test_the_comparison_would_catch_a_wrong_window_or_a_missing_token(
+    tiny_thinker, random_layout, random_embedded
+) -> None:
+    """Negative controls: the agreement above is not for want of an effect."""
+    tiny = tiny_thinker()
+    layout = random_layout("single_video", 200, 7)
+    embedded = random_embedded(layout, tiny, 7)
+    pathways = [p for p in of_kind(layout) if p.name in ("video_to_question", "audio_to_last")]
+    curves = fast(tiny, embedded, layout, pathways, 3)
+    unharmed = reference.plain_probabilities(tiny.hf_model, reference_inputs(embedded))
+    for pathway in pathways:
+        mine = curves[pathway.name][3]
+        assert (mine - unharmed).abs().max() > 100 * TOLERANCE
+        edges = reference_edges(layout, pathway)
+        for center, window in ((2, 3), (4, 3), (3, 1), (3, 5)):
+            wrong = plain(tiny, embedded, edges, [center], window)[0]
+            assert (mine - wrong).abs().max() > 100 * TOLERANCE
+        source = int(group_positions(layout, pathway.sources[0])[-1])
+        one_short = edges.clone()
+        one_short[:, source] = False
+        wrong = plain(tiny, embedded, one_short, [3], 3)[0]
+        assert (mine - wrong).abs().max() > 10 * TOLERANCE
+
+
+def test_the_cut_into_batches_and_pieces_moves_only_last_bits(
+    tiny_thinker, random_layout, random_embedded
+) -> None:
+    tiny = tiny_thinker()
+    layout = random_layout("interleaved", 200, 8)
+    embedded = random_embedded(layout, tiny, 8)
+    whole = fast(tiny, embedded, layout, of_kind(layout), 3)
+    again = fast(tiny, embedded, layout, of_kind(layout), 3)
+    small = fast(tiny, embedded, layout, of_kind(layout), 3, budget=2**20)
+    for name, curve in whole.items():
+        assert torch.equal(curve, again[name])
+        assert (curve - small[name]).abs().max() <= 1e-6
+
+
+def test_bfloat16_stays_near_its_own_reference(
+    tiny_thinker, random_layout, random_embedded
+) -> None:
+    tiny = tiny_thinker(dtype="bfloat16")
+    layout = random_layout("single_video", 200, 9)
+    embedded = random_embedded(layout, tiny, 9)
+    (pathway,) = (p for p in of_kind(layout) if p.name == "video_to_question")
+    curve = fast(tiny, embedded, layout, [pathway], 3)[pathway.name]
+    expected = plain(tiny, embedded, reference_edges(layout, pathway), range(8), 3)
+    assert curve.dtype == torch.float32
+    assert (curve - expected).abs().max() <= 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_agreement_on_a_gpu(tiny_thinker, random_layout, random_embedded) -> None:
+    tiny = tiny_thinker()
+    layout = random_layout("single_video", 200, 10)
+    embedded = random_embedded(layout, tiny, 10)
+    tiny.hf_model.to("cuda")
+    on_gpu = Embedded(
+        inputs_embeds=embedded.inputs_embeds.cuda(),
+        position_ids=embedded.position_ids.cuda(),
+        attention_mask=embedded.attention_mask.cuda(),
+        input_ids=embedded.input_ids.cuda(),
+    )
+    assert worst_disagreement(tiny, on_gpu, layout, 3) <= TOLERANCE
+
+
+def test_the_model_is_left_as_it_was(tiny_thinker, random_layout, random_embedded) -> None:
+    tiny = tiny_thinker()
+    layout = random_layout("single_video", 100, 11)
+    embedded = random_embedded(layout, tiny, 11)
+    inputs = reference_inputs(embedded)
+    before = reference.plain_probabilities(tiny.hf_model, inputs)
+    fast(tiny, embedded, layout, of_kind(layout)[:6], 3)
+    with shared_prefix_layers(tiny.decoder.config):
+        assert tiny.decoder.config._attn_implementation == NAME
+        with pytest.raises(TypeError, match="shared_prefix"):  # never a silent plain pass
+            reference.plain_probabilities(tiny.hf_model, inputs)
+    assert tiny.decoder.config._attn_implementation == "sdpa"
+    assert torch.equal(before, reference.plain_probabilities(tiny.hf_model, inputs))
+
+
+def test_a_decoder_with_sliding_layers_is_refused(
+    tiny_thinker, random_layout, random_embedded
+) -> None:
+    tiny = tiny_thinker(seed=12)
+    embedded = random_embedded(random_layout("single_video", 100, 12), tiny, 12)
+    tiny.decoder.config.layer_types = ["full_attention"] * 7 + ["sliding_attention"]
+    with pytest.raises(UnsupportedModelError, match="sliding_attention"):
+        run_baseline(tiny.decoder, embedded, 0)
+
+
+def test_masks_of_a_suffix(random_layout) -> None:
+    layout = random_layout("single_video", 100, 13)
+    for pathway in of_kind(layout):
+        blocked = blocked_segments(layout, pathway)
+        start = first_target(layout, blocked)
+        assert start is not None
+        causal = causal_mask(start, layout.n_tokens, torch.device("cpu"))
+        allowed = knockout_mask(causal, layout, blocked)
+        expected = torch.ones(100, 100).tril().bool() & ~reference_edges(layout, pathway)
+        assert torch.equal(allowed, expected[start:])
+        late = causal_mask(start + 1, layout.n_tokens, torch.device("cpu"))
+        if target_positions(layout, blocked).size:
+            with pytest.raises(MaskNotAppliedError, match="before the replayed suffix"):
+                knockout_mask(late, layout, blocked)
+
+
+def test_a_query_without_a_key_is_refused(random_layout) -> None:
+    layout = random_layout("single_video", 100, 14)
+    blocked = np.zeros((len(layout.segments),) * 2, dtype=np.bool_)
+    causal = causal_mask(20, 100, torch.device("cpu"))
+    causal[7] = False
+    with pytest.raises(MaskNotAppliedError, match="position 27 has no key left"):
+        knockout_mask(causal, layout, blocked)
+
+
+def test_batches_hold_every_row_once_within_their_budget(random_layout, tiny_thinker) -> None:
+    layout = random_layout("single_video", 200, 15)
+    tiny = tiny_thinker()
+    shapes = shapes_for(tiny, layout)
+    knockouts = [knockout(layout, p, 3, 8) for p in of_kind(layout)]
+    for budget in (1, 2**20, 2**30):
+        batches = compose_batches(knockouts, shapes, budget)
+        rows = [(row.curve, row.center_layer) for batch in batches for row in batch.rows]
+        assert sorted(rows) == [(i, c) for i in range(len(knockouts)) for c in range(8)]
+        assert all(a.start >= b.start for a, b in pairwise(batches))
+        for batch in batches:
+            assert {knockouts[row.curve].start for row in batch.rows} == {batch.start}
+            held = len(batch.rows) * shapes.row_bytes(batch.start)
+            assert len(batch.rows) == 1 or held + score_bytes(budget) <= budget
+    assert len(compose_batches(knockouts, shapes, 1)) == len(rows)
+    assert len(compose_batches(knockouts, shapes, 2**30)) == len({k.start for k in knockouts})
+
+
+def test_query_pieces_cover_the_suffix_once() -> None:
+    assert query_chunks(rows=2, heads=4, m=10, n_tokens=100, score_bytes=4 * 2 * 4 * 100 * 3) == [
+        range(0, 3), range(3, 6), range(6, 9), range(9, 10)
+    ]  # fmt: skip
+    assert query_chunks(rows=2, heads=4, m=3, n_tokens=100, score_bytes=1) == [
+        range(0, 1), range(1, 2), range(2, 3)
+    ]  # fmt: skip
+    assert query_chunks(rows=2, heads=4, m=10, n_tokens=100, score_bytes=2**30) == [range(0, 10)]
+
+
+SMALL = Shapes(
+    n_layers=4, hidden=2, heads=2, kv_heads=1, head_size=3, intermediate=5, vocabulary=7,
+    n_tokens=10, item_bytes=4,
+)  # fmt: skip
+
+
+def test_flops_of_a_token_layer_by_hand() -> None:
+    assert SMALL.kv_flops == 2 * (2 * 3) * 2  # k and v: 2 -> 1 head of 3
+    assert SMALL.linear_flops == SMALL.kv_flops + 2 * (2 * 6) * 2 + 3 * 2 * (2 * 5)
+    assert SMALL.edge_flops == 2 * 2 * (2 * 3)  # score and mix, 2 heads of 3
+    assert SMALL.head_flops == 2 * 2 * 7
+    assert SMALL.causal_edges(0) == 55
+    assert SMALL.causal_edges(8) == 9 + 10
+    plain = cost.plain_cost(SMALL, forwards=3)
+    assert plain.token_layers == 3 * 4 * 10
+    a_layer = 10 * SMALL.linear_flops + 100 * SMALL.edge_flops
+    assert plain.flops == 3 * (4 * a_layer + SMALL.head_flops)
+
+
+def test_cost_of_a_replay_by_hand() -> None:
+    rows = [Row(curve=0, center_layer=c, layers=window_layers(c, 3, 4)) for c in range(4)]
+    done = cost.replay_cost(SMALL, 7, rows, score_bytes=2**20)
+    layers = 4 + 4 + 3 + 2  # from each window's first layer to the top
+    assert done.token_layers == layers * 3
+    edges = 3 * 10
+    per_layer = 3 * SMALL.linear_flops + edges * SMALL.edge_flops
+    assert done.flops == layers * per_layer + 4 * SMALL.head_flops
+
+
+@pytest.mark.parametrize("n_layers", [8, 28, 36])
+@pytest.mark.parametrize("window", [3, 7])
+def test_the_floor_is_the_least_that_causality_requires(n_layers: int, window: int) -> None:
+    """C_min = sum over centres of |T| + (L - 2 - a) m + 1; for T = {last} the sum of L - a."""
+    shapes = Shapes(
+        n_layers=n_layers, hidden=64, heads=4, kv_heads=2, head_size=16, intermediate=128,
+        vocabulary=200, n_tokens=200, item_bytes=4,
+    )  # fmt: skip
+    windows = [window_layers(c, window, n_layers) for c in range(n_layers)]
+    rows = [Row(curve=0, center_layer=c, layers=w) for c, w in enumerate(windows)]
+    plain = cost.plain_cost(shapes, forwards=n_layers)
+    for targets, lost in ((range(199, 200), 30), (range(150, 190), 70)):
+        lost_keys = np.zeros(200, dtype=np.int64)
+        lost_keys[targets] = lost
+        m = 200 - targets.start
+        floor = cost.replay_floor(shapes, lost_keys, windows)
+        least = sum(len(targets) + (n_layers - 2 - w.start) * m + 1 for w in windows)
+        assert floor.token_layers == least
+        done = cost.replay_cost(shapes, targets.start, rows, score_bytes=2**20)
+        assert floor.token_layers <= done.token_layers
+        assert floor.flops < done.flops < plain.flops
+    assert least > sum(n_layers - w.start for w in windows)  # the sum of L - a where m = 1
+
+
+def test_the_floor_by_hand() -> None:
+    """Two windows of one layer over four: layer 1, then layer 3, the last."""
+    lost_keys = np.array([0, 0, 0, 0, 0, 0, 0, 2, 3, 0])
+    floor = cost.replay_floor(SMALL, lost_keys, [range(1, 2), range(3, 4)])
+    assert floor.token_layers == (2 + 3 + 1) + 1
+    first = 2 * (SMALL.linear_flops - SMALL.kv_flops) + (8 + 9 - 5) * SMALL.edge_flops
+    second = 3 * SMALL.linear_flops + (8 + 9 + 10) * SMALL.edge_flops
+    last = SMALL.linear_flops + 2 * SMALL.kv_flops + 10 * SMALL.edge_flops + SMALL.head_flops
+    alone = SMALL.linear_flops - SMALL.kv_flops + 10 * SMALL.edge_flops + SMALL.head_flops
+    assert floor.flops == first + second + last + alone
+
+
+def test_blocked_edges_are_counted(random_layout) -> None:
+    layout = random_layout("interleaved", 100, 16)
+    for pathway in of_kind(layout):
+        blocked = blocked_segments(layout, pathway)
+        lost = reference_edges(layout, pathway).tril(-1)
+        assert causal_blocked_edges(layout, blocked) == int(lost.sum())

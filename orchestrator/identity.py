@@ -71,7 +71,7 @@ def _identity_value(value: object) -> object:
 
 
 def differences(mine: object, theirs: object, at: str = "") -> Iterator[str]:
-    """`path: mine, theirs` for each leaf in which two JSON values differ."""
+    """`path: mine here, theirs there` for each leaf in which two JSON values differ."""
     if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
         for key in sorted(set(mine) | set(theirs)):
             path = f"{at}.{key}" if at else str(key)

@@ -1,0 +1,149 @@
+"""What a sweep will take, from nominal token counts: for ordering units and for `avflow plan`.
+
+A prompt's true length is known only once its media are decoded; here a clip is `CLIP_S` seconds
+long and a token of text `CHARS_PER_TOKEN` characters. What was really executed is counted by the
+engine, in the samples table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from avflow.datasets.sample import MediaPart, Sample, TextPart
+from avflow.orchestrator.config import ModelConfig
+from avflow.pathways.layout import Layout, LayoutError, Segment, SegmentKind
+from avflow.pathways.pathway import blocked_segments, first_target
+from avflow.pathways.windows import window_layers
+from avflow.workers.protocol import CurveSpec
+
+CLIP_S = 20
+CHARS_PER_TOKEN = 4
+AUDIO_TOKENS_PER_S = 25
+FRAME_TOKENS = 144  # where the checkpoint's own budget decides
+IMAGE_TOKENS = 576
+SYSTEM_TOKENS = 40
+TEXT_STEP = 16  # texts are rounded up to this many tokens, so that few prompts differ
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Token-layers (one position through one decoder layer). Costs add.
+
+    `plain`: one full forward a cell, and one a baseline; `token_layers`: the same cells with the
+    prefix and the layers below the window shared.
+    """
+
+    plain: float = 0.0
+    token_layers: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            plain=self.plain + other.plain, token_layers=self.token_layers + other.token_layers
+        )
+
+
+class NominalCost:
+    """The cost of a sample with these curves; one computation a shape of prompt."""
+
+    def __init__(self, curves: Sequence[CurveSpec], model: ModelConfig, n_layers: int) -> None:
+        self._curves = curves
+        self._model = model
+        self._n_layers = n_layers
+        self._known: dict[tuple[tuple[SegmentKind, int, int | None], ...], Cost] = {}
+
+    def __call__(self, sample: Sample) -> Cost:
+        """As if the sample's baseline were right."""
+        pieces = tuple(_pieces(sample, self._model))
+        if pieces not in self._known:
+            self._known[pieces] = self._cost(_layout(sample, pieces))
+        return self._known[pieces]
+
+    def _cost(self, layout: Layout | None) -> Cost:
+        n = layout.n_tokens if layout is not None else 1
+        prefill = float(n * self._n_layers)
+        cost = Cost(plain=prefill, token_layers=prefill)
+        for curve in self._curves:
+            plain = prefill * len(curve.center_layers)
+            cost += Cost(plain=plain, token_layers=self._replayed(curve, layout))
+        return cost
+
+    def _replayed(self, curve: CurveSpec, layout: Layout | None) -> float:
+        try:
+            if layout is None:
+                return 0.0
+            blocked = blocked_segments(layout, curve.pathway, curve.option_span)
+        except LayoutError:
+            return 0.0  # the worker will say so, for this sample
+        start = first_target(layout, blocked)
+        if start is None:
+            return 0.0
+        layers = sum(
+            self._n_layers - window_layers(center, curve.window, self._n_layers).start
+            for center in curve.center_layers
+        )
+        return float((layout.n_tokens - start) * layers)
+
+
+def _pieces(sample: Sample, model: ModelConfig) -> list[tuple[SegmentKind, int, int | None]]:
+    """(kind, tokens, index) of each segment that the prompt will roughly have."""
+    pieces: list[tuple[SegmentKind, int, int | None]] = [("system", SYSTEM_TOKENS, None)]
+    for part in sample.parts:
+        pieces += _text(part) if isinstance(part, TextPart) else _media(part, model)
+    return [*pieces, ("template", 4, None), ("last", 1, None)]
+
+
+def _text(part: TextPart) -> list[tuple[SegmentKind, int, int | None]]:
+    tokens = -(-len(part.text) // (CHARS_PER_TOKEN * TEXT_STEP)) * TEXT_STEP
+    match part.role:
+        case "question":
+            return [("non_option_question", tokens, None)]
+        case "option_letter":
+            return [("option_letter", 1, part.index)]
+        case "option_text":
+            return [("option_text", tokens, part.index)]
+        case "other":
+            return [("template", tokens, None)]
+
+
+def _media(part: MediaPart, model: ModelConfig) -> list[tuple[SegmentKind, int, int | None]]:
+    if part.kind == "image":
+        one = [model.image_tokens or IMAGE_TOKENS]
+    elif part.kind == "audio":
+        one = [CLIP_S * AUDIO_TOKENS_PER_S]
+    else:
+        frames = min(model.max_frames, round(CLIP_S * model.fps)) // 2
+        one = [model.frame_tokens or FRAME_TOKENS] * frames
+    if part.role != "clip":
+        kind: SegmentKind = "candidate" if part.role == "candidate" else "reference"
+        return [(kind, sum(one), part.index)]
+    numbers = count()
+    pieces: list[tuple[SegmentKind, int, int | None]] = []
+    for number, tokens in enumerate(one):
+        if part.kind == "audio":
+            pieces.append(("audio_chunk", tokens, next(numbers)))
+            continue
+        pieces.append(("frame", tokens, number))
+        if part.with_audio:
+            pieces.append(("audio_chunk", CLIP_S * AUDIO_TOKENS_PER_S // len(one), next(numbers)))
+    return pieces
+
+
+def _layout(sample: Sample, pieces: Sequence[tuple[SegmentKind, int, int | None]]) -> Layout | None:
+    """None where the prompt makes no sense: the worker will say why, for this sample."""
+    ends = np.cumsum([max(1, tokens) for _, tokens, _ in pieces]).tolist()
+    segments = tuple(
+        Segment(kind=kind, start=start, stop=stop, index=index)
+        for (kind, _, index), start, stop in zip(pieces, [0, *ends], ends, strict=False)
+    )
+    try:
+        return Layout(
+            kind=sample.layout,
+            n_tokens=ends[-1],
+            segments=segments,
+            answer=sample.answer,
+            correct_candidate=sample.correct_candidate,
+        )
+    except LayoutError:
+        return None

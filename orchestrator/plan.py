@@ -1,0 +1,379 @@
+"""From a sweep file to jobs and units. Pure: no Ray, no torch, no clock.
+
+    experiments -> groups (model, dataset, task, kind of prompt), each with its curves and job ids
+    groups x samples -> units, each with everything the plan holds for its sample
+
+What two experiments share is run once: centre layers are joined, and a curve is kept for wrong
+baselines if any experiment wants `samples: all`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from avflow.datasets.sample import Sample
+from avflow.orchestrator.config import CellFilter, ExperimentConfig, SweepConfig
+from avflow.orchestrator.cost import Cost, NominalCost
+from avflow.orchestrator.data import LoadedDataset
+from avflow.orchestrator.identity import (
+    IDENTITY_VERSION,
+    METRIC_VERSION,
+    digest,
+    identity_fields,
+)
+from avflow.orchestrator.resolve import check, resolve
+from avflow.pathways.catalogue import ALL, find
+from avflow.pathways.layout import LayoutKind, OptionSpan
+from avflow.pathways.pathway import Pathway
+from avflow.workers.protocol import CurveSpec, UnitSpec
+
+if TYPE_CHECKING:
+    from avflow.workers.models.base import ModelInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """The card's unit of planning. `samples` is how many the plan has it run on."""
+
+    job_id: str
+    model: str
+    dataset: str
+    task: str
+    layout: LayoutKind
+    pathway: str
+    variant: str
+    window: int
+    center_layer: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedCurve:
+    """A curve with its jobs, one a centre layer, in the same order."""
+
+    spec: CurveSpec
+    job_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """What every sample of one task and kind of prompt runs under one model."""
+
+    model: str
+    dataset: str
+    task: str
+    layout: LayoutKind
+    curves: tuple[PlannedCurve, ...]
+    samples: int
+
+    @property
+    def key(self) -> GroupKey:
+        """How a unit finds its group."""
+        return self.model, self.dataset, self.task, self.layout
+
+
+GroupKey = tuple[str, str, str, LayoutKind]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A whole sweep. `config` is resolved: what RUN/sweep.yaml holds."""
+
+    config: SweepConfig
+    groups: tuple[Group, ...]
+    units: tuple[UnitSpec, ...]
+    cost: Cost
+    _by_key: dict[GroupKey, dict[str, PlannedCurve]] = field(default_factory=dict)
+
+    def jobs(self) -> Iterator[Job]:
+        """Every job, in the plan's order."""
+        for group in self.groups:
+            for curve in group.curves:
+                for center, job_id in zip(curve.spec.center_layers, curve.job_ids, strict=True):
+                    yield Job(
+                        job_id=job_id,
+                        model=group.model,
+                        dataset=group.dataset,
+                        task=group.task,
+                        layout=group.layout,
+                        pathway=curve.spec.pathway.name,
+                        variant=curve.spec.variant,
+                        window=curve.spec.window,
+                        center_layer=center,
+                        samples=group.samples,
+                    )
+
+    def curve(self, unit: UnitSpec, key: str) -> PlannedCurve:
+        """Raises KeyError for a curve that the plan does not hold for this unit."""
+        return self._by_key[group_of(unit)][key]
+
+    def counts(self) -> PlanCounts:
+        """How much there is to do."""
+        curves = sum(len(unit.curves) for unit in self.units)
+        cells = sum(len(c.spec.center_layers) * g.samples for g in self.groups for c in g.curves)
+        return PlanCounts(
+            jobs=sum(len(c.job_ids) for g in self.groups for c in g.curves),
+            samples=len({(u.sample.dataset, u.sample.sample_id) for u in self.units}),
+            units=len(self.units),
+            curves=curves,
+            cells=cells,
+            forward_passes=cells + len(self.units),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanCounts:
+    """`forward_passes`: what the plain way would take, one a cell and one a unit's baseline, if
+    every baseline were right."""
+
+    jobs: int
+    samples: int
+    units: int
+    curves: int
+    cells: int
+    forward_passes: int
+
+
+def group_of(unit: UnitSpec) -> GroupKey:
+    """The group that a unit belongs to."""
+    sample = unit.sample
+    return unit.model, sample.dataset, sample.task, sample.layout
+
+
+def unit_id(model: str, dataset: str, sample_id: str) -> str:
+    """`model/dataset/sample`, as in logs and the failures table."""
+    return f"{model}/{dataset}/{sample_id}"
+
+
+def build_plan(
+    config: SweepConfig,
+    datasets: Mapping[str, LoadedDataset],
+    models: Mapping[str, ModelInfo],
+) -> Plan:
+    """Enumerate everything. Units come costliest first.
+
+    Raises ConfigError (an unknown task, a window larger than a model, a centre layer it lacks, an
+    experiment that selects nothing) and IdentityMismatch (a checkpoint or data set that is not
+    the one recorded in the sweep file).
+    """
+    check(config, datasets, models)
+    resolved = resolve(config, datasets, models)
+    limited = {
+        name: _limit(loaded.samples, config.execution.limit) for name, loaded in datasets.items()
+    }
+    groups = tuple(_groups(resolved, limited, datasets, models))
+    units, cost = _units(resolved, groups, limited, datasets, models)
+    by_key = {group.key: {c.spec.key: c for c in group.curves} for group in groups}
+    return Plan(config=resolved, groups=groups, units=units, cost=cost, _by_key=by_key)
+
+
+def _limit(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
+    """The first `limit` samples of each task."""
+    taken: dict[str, int] = {}
+    kept = []
+    for sample in samples:
+        taken[sample.task] = taken.get(sample.task, 0) + 1
+        if limit is None or taken[sample.task] <= limit:
+            kept.append(sample)
+    return kept
+
+
+# -- groups ----------------------------------------------------------------------------------
+
+_CurveKey = tuple[str, int, OptionSpan]  # pathway, window, option span
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What the experiments ask of one curve, joined."""
+
+    pathway: Pathway
+    centers: set[int]
+    correct_only: bool
+
+
+def _groups(
+    config: SweepConfig,
+    samples: Mapping[str, Sequence[Sample]],
+    datasets: Mapping[str, LoadedDataset],
+    models: Mapping[str, ModelInfo],
+) -> Iterator[Group]:
+    own = config.own_pathways()
+    order = {name: at for at, name in enumerate(dict.fromkeys(p.name for p in (*ALL, *own)))}
+    sizes = _group_sizes(samples)
+    asked: dict[GroupKey, dict[_CurveKey, _Asked]] = {}
+    for experiment in config.experiments:
+        for (dataset, task, layout), _ in sizes.items():
+            for model in config.models:
+                key: GroupKey = (model.name, dataset, task, layout)
+                layers = models[model.name].n_layers
+                _ask(experiment, key, layers, own, asked.setdefault(key, {}))
+    for key in sorted(asked, key=lambda key: _group_order(config, samples, key)):
+        model_name, dataset, task, layout = key
+        curves = asked[key]
+        if not curves:
+            continue
+        prefix = _identity_of_group(config, key, datasets, models)
+        ordered = sorted(curves, key=lambda curve: (order[curve[0]], curve[1], curve[2]))
+        yield Group(
+            model=model_name,
+            dataset=dataset,
+            task=task,
+            layout=layout,
+            curves=tuple(_planned(prefix, curve, curves[curve]) for curve in ordered),
+            samples=sizes[dataset, task, layout],
+        )
+
+
+def _group_sizes(
+    samples: Mapping[str, Sequence[Sample]],
+) -> dict[tuple[str, str, LayoutKind], int]:
+    sizes: dict[tuple[str, str, LayoutKind], int] = {}
+    for dataset, of_dataset in samples.items():
+        for sample in of_dataset:
+            key = (dataset, sample.task, sample.layout)
+            sizes[key] = sizes.get(key, 0) + 1
+    return sizes
+
+
+def _group_order(
+    config: SweepConfig, samples: Mapping[str, Sequence[Sample]], key: GroupKey
+) -> tuple[int, int, int, str]:
+    model, dataset, task, layout = key
+    names = [m.name for m in config.models]
+    tasks = list(dict.fromkeys(sample.task for sample in samples[dataset]))
+    return names.index(model), list(samples).index(dataset), tasks.index(task), layout
+
+
+def _ask(
+    experiment: ExperimentConfig,
+    key: GroupKey,
+    n_layers: int,
+    own: tuple[Pathway, ...],
+    into: dict[_CurveKey, _Asked],
+) -> None:
+    model, dataset, task, layout = key
+    if not all(
+        _among(name, names)
+        for name, names in (
+            (model, experiment.models),
+            (dataset, experiment.datasets),
+            (task, experiment.tasks),
+        )
+    ):
+        return
+    centers = range(n_layers) if experiment.center_layers == "all" else experiment.center_layers
+    for pathway in _pathways_of(experiment.pathways, layout, own):
+        for window in experiment.windows:
+            if not _selected(experiment, key, pathway.name, window):
+                continue
+            curve = (pathway.name, window, experiment.option_span)
+            correct_only = experiment.samples == "correct"
+            one = into.setdefault(curve, _Asked(pathway, set(), correct_only))
+            one.centers.update(centers)
+            one.correct_only = one.correct_only and correct_only
+
+
+def _among(name: str, names: str | tuple[str, ...]) -> bool:
+    return names == "all" or name in names
+
+
+def _pathways_of(
+    names: str | tuple[str, ...], layout: LayoutKind, own: tuple[Pathway, ...]
+) -> list[Pathway]:
+    chosen = [p.name for p in (*ALL, *own)] if isinstance(names, str) else names
+    found = (pathway for name in dict.fromkeys(chosen) for pathway in find(name, own))
+    return [pathway for pathway in found if pathway.layout == layout]
+
+
+def _selected(experiment: ExperimentConfig, key: GroupKey, pathway: str, window: int) -> bool:
+    def matches(cells: CellFilter) -> bool:
+        axes = (
+            (key[0], cells.models),
+            (key[1], cells.datasets),
+            (key[2], cells.tasks),
+            (pathway, cells.pathways),
+            (window, cells.windows),
+        )
+        return all(values is None or value in values for value, values in axes)
+
+    if experiment.include and not any(map(matches, experiment.include)):
+        return False
+    return not any(map(matches, experiment.exclude))
+
+
+# -- identity --------------------------------------------------------------------------------
+
+
+def _identity_of_group(
+    config: SweepConfig,
+    key: GroupKey,
+    datasets: Mapping[str, LoadedDataset],
+    models: Mapping[str, ModelInfo],
+) -> dict[str, object]:
+    model, dataset, task, _ = key
+    return {
+        "identity_version": IDENTITY_VERSION,
+        "metric_version": METRIC_VERSION,
+        "model": identity_fields(config.model(model)) | {"digest": models[model].digest},
+        "dataset": {"name": dataset, "fingerprint": datasets[dataset].fingerprint},
+        "task": task,
+        "execution": identity_fields(config.execution),
+    }
+
+
+def _planned(prefix: Mapping[str, object], key: _CurveKey, asked: _Asked) -> PlannedCurve:
+    _, window, span = key
+    centers = tuple(sorted(asked.centers))
+    spec = CurveSpec(
+        pathway=asked.pathway,
+        window=window,
+        center_layers=centers,
+        option_span=span,
+        correct_only=asked.correct_only,
+    )
+    definition = asdict(asked.pathway)
+    del definition["figures"]  # where the paper shows it: no part of what it is
+    curve = digest({**prefix, "pathway": definition, "variant": spec.variant, "window": window})
+    ids = tuple(digest({"curve": curve, "center_layer": center}) for center in centers)
+    return PlannedCurve(spec=spec, job_ids=ids)
+
+
+# -- units -----------------------------------------------------------------------------------
+
+
+def _units(
+    config: SweepConfig,
+    groups: Sequence[Group],
+    samples: Mapping[str, Sequence[Sample]],
+    datasets: Mapping[str, LoadedDataset],
+    models: Mapping[str, ModelInfo],
+) -> tuple[tuple[UnitSpec, ...], Cost]:
+    units: list[UnitSpec] = []
+    total = Cost()
+    for group in groups:
+        model = config.model(group.model)
+        curves = tuple(curve.spec for curve in group.curves)
+        wanted = frozenset(curve.key for curve in curves)
+        estimate = NominalCost(curves, model, models[group.model].n_layers)
+        for sample in samples[group.dataset]:
+            if (sample.task, sample.layout) != (group.task, group.layout):
+                continue
+            cost = estimate(sample)
+            total += cost
+            units.append(
+                UnitSpec(
+                    unit_id=unit_id(group.model, group.dataset, sample.sample_id),
+                    model=group.model,
+                    data_root=str(datasets[group.dataset].root),
+                    sample=sample,
+                    curves=curves,
+                    wanted=wanted,
+                    byte_budget=config.execution.byte_budget,
+                    cost=cost.token_layers,
+                )
+            )
+    units.sort(key=lambda unit: (-unit.cost, unit.unit_id))
+    return tuple(units), total

@@ -119,7 +119,7 @@ def _decode_video(path: Path, with_audio: bool, spec: MediaSpec) -> DecodedMedia
         stream = _picture_track(path, container)
         track = _sound_track(path, container) if with_audio else None
         duration = _video_duration(path, container, stream, spec)
-        times, spacing = _sampling_times(duration, spec)
+        times, spacing = sampling_times(duration, spec)
         picker = FramePicker(times, spec)
         sound = Sound(track, spec.sample_rate) if track else None
         stream.thread_type = "AUTO"
@@ -234,7 +234,7 @@ def _video_duration(
     return ends[stream.index] - min(starts)
 
 
-def _sampling_times(duration: float, spec: MediaSpec) -> tuple[tuple[float, ...], float]:
+def sampling_times(duration: float, spec: MediaSpec) -> tuple[tuple[float, ...], float]:
     """Times in seconds and their spacing: every 1/fps while the video lasts.
 
     The count is rounded down to a multiple of the temporal patch (but not to none); past

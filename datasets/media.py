@@ -50,7 +50,7 @@ def decode_media(root: Path, part: MediaPart, spec: MediaSpec) -> DecodedMedia:
         if isinstance(error, OSError):
             raise
         raise MediaError(
-            f"{path}: damaged or not a {part.kind} file ({error.strerror}); fetch the file again "
+            f"{path}: damaged, or no {part.kind} file ({error.strerror}); fetch the file again "
             "or leave its samples out"
         ) from error
 

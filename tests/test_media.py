@@ -263,7 +263,7 @@ def bad_file(tmp_path: Path, what: str) -> tuple[Path, MediaKind, bool]:
     [
         ("missing", "no such file"),
         ("empty", "is empty"),
-        ("no index", "damaged or not a video"),
+        ("no index", "damaged, or no video file"),
         ("truncated mp4", "truncated|damaged"),
         ("truncated mkv", "truncated"),
         ("silent", "has no sound track"),

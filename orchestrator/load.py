@@ -19,25 +19,26 @@ _Complaint = tuple[FieldPath, str]
 
 
 def load(path: Path) -> SweepConfig:
-    """Raises ConfigError: one line a complaint, each with file, line and field."""
+    """Read and check. Raises ConfigError: one line a complaint, each with file, line and field."""
+    config = parse(path)
+    found = list(_check(config))
+    if found:
+        raise ConfigError("\n".join(str(config.error(*complaint)) for complaint in found))
+    return config
+
+
+def parse(path: Path) -> SweepConfig:
+    """Read alone: its shape is checked, not whether what it points to is there."""
     source = read_source(path)
     try:
         # As JSON, where strictness still lets a list be a tuple.
         config = SweepConfig.model_validate_json(json.dumps(source.data, default=str))
     except ValidationError as error:
-        complaints = _merged(source, error.errors())
-        raise _refusal(source, complaints) from None
+        found = _merged(source, error.errors())
+        raise ConfigError("\n".join(str(source.error(*one)) for one in found)) from None
     config = _with_absolute_paths(config, path.parent)
-    found = list(_check(config))
-    if found:
-        raise _refusal(source, found)
     config.attach(source)
     return config
-
-
-def _refusal(source: Source, complaints: Sequence[_Complaint]) -> ConfigError:
-    lines = [f"{source.where(field)}: {message}" for field, message in complaints]
-    return ConfigError("\n".join(lines))
 
 
 # -- shape -----------------------------------------------------------------------------------

@@ -9,16 +9,21 @@ import numpy as np
 import pytest
 import torch
 
+from avflow.datasets.media import decode_sample
 from avflow.datasets.sample import Sample
+from avflow.datasets.testbed.questions import TASKS
+from avflow.datasets.testbed.samples import load as load_samples
 from avflow.pathways import catalogue
-from avflow.pathways.groups import group_positions
+from avflow.pathways.groups import group_positions, members, positions
 from avflow.pathways.layout import Layout, LayoutError
 from avflow.pathways.pathway import Pathway
 from avflow.pathways.windows import window_layers
+from avflow.workers import models
 from avflow.workers import run_unit as run_unit_module
 from avflow.workers.engine import reference
 from avflow.workers.failing import failure
-from avflow.workers.models.base import Prepared
+from avflow.workers.models.base import ModelSpec, Prepared
+from avflow.workers.models.tiny import build_tiny_checkpoint
 from avflow.workers.protocol import CurveDone, CurveSpec, Event, SampleDone, UnitFailure, UnitSpec
 from avflow.workers.run_unit import group_spans, run_unit
 
@@ -329,3 +334,65 @@ def test_events_travel_without_torch(model: InMemory) -> None:
         data = pickle.dumps(event)
         assert b"torch" not in data
         assert type(pickle.loads(data)) is type(event)
+
+
+@pytest.mark.parametrize("checkpoint", ["random", "testbed"])
+@pytest.mark.parametrize("task", ["sight", "match"])
+def test_from_media_files_to_the_references_numbers(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: str, task: str
+) -> None:
+    """Real files, processor and encoders: every pathway of the sample agrees with the plain way."""
+    root = tmp_path_factory.mktemp("media")
+    name = next(t.name for t in TASKS if t.name.startswith(task))
+    (sample,) = load_samples(root, seed=3, samples_per_task=1, tasks=(name,))
+    folder = "testbed"
+    if checkpoint == "random":
+        folder = str(build_tiny_checkpoint(tmp_path_factory.mktemp("model"), seed=1))
+    loaded = models.load(
+        ModelSpec(name="m", family="qwen2_5_omni", path=folder, dtype="float32"), "cpu"
+    )
+    curves = tuple(
+        CurveSpec(
+            pathway=p,
+            window=3,
+            center_layers=tuple(range(loaded.info.n_layers)),
+            correct_only=False,
+        )
+        for p in catalogue.ALL
+        if p.layout == sample.layout
+    )
+    media = decode_sample(root, sample, loaded.media_spec)
+    spec = replace(unit(curves), sample=sample, data_root=str(root))
+    events = list(run_unit(loaded, spec, media, decode_s=0))
+    done = curves_of(events)
+    assert set(done) == {c.key for c in curves}
+    prepared = loaded.prepare(sample, media)
+    embedded = loaded.embed(prepared)
+    inputs = reference.Inputs(
+        inputs_embeds=embedded.inputs_embeds,
+        position_ids=embedded.position_ids,
+        attention_mask=embedded.attention_mask,
+    )
+    for c in curves:
+        edges = plain_edges(prepared.layout, c.pathway)
+        for center in (0, 3, loaded.info.n_layers - 1):
+            expected = reference.knockout_probabilities(loaded.hf_model, inputs, edges, center, 3)
+            options = expected[list(prepared.option_tokens)].double().numpy()
+            np.testing.assert_allclose(done[c.key].p_options[center], options, atol=1e-5)
+            base = float(expected[done[c.key].base_token])
+            assert done[c.key].p_knockout[center] == pytest.approx(base, abs=1e-5)
+
+
+def plain_edges(layout: Layout, pathway: Pathway) -> torch.Tensor:
+    """The pathway as bare positions, for the reference."""
+    if pathway.direction == "across":
+        held = [m for name in pathway.sources for m in members(layout, name)]
+        return reference.edges_across(
+            layout.n_tokens, [positions(layout, m).tolist() for m in held]
+        )
+    ends = [
+        [p for name in names for p in group_positions(layout, name).tolist()]
+        for names in (pathway.sources, pathway.targets)
+    ]
+    both_ways = pathway.direction == "both_ways"
+    return reference.edges_between(layout.n_tokens, ends[0], ends[1], both_ways=both_ways)

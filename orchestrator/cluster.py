@@ -3,6 +3,7 @@
 The one module that touches Ray's private parts.
 """
 
+import logging
 import os
 import secrets
 
@@ -27,14 +28,14 @@ def start_ray(address: str | None) -> bool:
         return False
     if address is None:
         ray.init(
-            num_cpus=os.cpu_count(),
+            num_cpus=len(os.sched_getaffinity(0)),
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
         return True
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ConfigError(
             f"can't join a Ray cluster at {address!r}: {error}. Give the address that `ray start` "
@@ -44,14 +45,14 @@ def start_ray(address: str | None) -> bool:
     return True
 
 
-def cluster_gpus() -> int:
-    """GPUs the cluster has, or can have where an autoscaler adds nodes."""
+def cluster_room() -> tuple[int, int]:
+    """(GPUs, CPUs) the cluster has; GPUs also those that an autoscaler can add."""
     import ray
     from ray._private.state import state
 
     later = state.get_max_resources_from_cluster_config() or {}
     now = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return int(max(now.get("GPU", 0), later.get("GPU", 0)))
+    return int(max(now.get("GPU", 0), later.get("GPU", 0))), int(now.get("CPU", 1))
 
 
 def draining_nodes() -> frozenset[str]:

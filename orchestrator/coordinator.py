@@ -15,20 +15,17 @@ Units and curves have their own diagram in `queue`: what a failure means is deci
 """
 
 import logging
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
 from avflow.orchestrator.executors import Died, Ended, Executor, ExecutorEvent, Ready, Yielded
 from avflow.orchestrator.policy import Action, Decision, FailureKind
 from avflow.orchestrator.progress import Progress, Snapshot
 from avflow.orchestrator.queue import WorkQueue
+from avflow.orchestrator.signals import StopSignals
 from avflow.orchestrator.unit import UnitState
 from avflow.workers.protocol import CurveDone, SampleDone, UnitFailure, UnitSpec
 
@@ -63,34 +60,30 @@ class Outcome:
 
     signal: int | None
     failures: int  # terminal ones
-    aborted_models: tuple[str, ...]
+    given_up: Mapping[str, str]  # model -> why
 
 
 class Recorder(Protocol):
     """Where results go. Buffers, and makes durable what it holds in `commit`."""
 
-    def curve(self, unit: UnitSpec, done: CurveDone) -> None:
+    def add_curve(self, unit: UnitSpec, done: CurveDone) -> None:
         """A curve to keep."""
         ...
 
-    def sample(self, unit: UnitSpec, done: SampleDone, worker: str, attempt: int) -> None:
+    def add_sample(self, unit: UnitSpec, done: SampleDone, *, worker: str, attempt: int) -> None:
         """A sample's own row; `worker` is `host:pid`."""
         ...
 
-    def failure(self, decision: Decision, worker: str) -> None:
+    def add_failure(self, decision: Decision, *, worker: str) -> None:
         """A failed attempt."""
         ...
 
-    def tick(self) -> None:
-        """Called often: commit if enough has gathered or long enough has passed."""
+    def tick(self) -> bool:
+        """Called often: commit if enough has gathered or long enough has passed. Whether it did."""
         ...
 
     def commit(self) -> None:
         """Make durable all that was handed in."""
-        ...
-
-    def complete(self, model: str, dataset: str, task: str) -> None:
-        """Every unit of these has ended."""
         ...
 
 
@@ -118,8 +111,12 @@ class Coordinator:
         recorder: Recorder,
         progress: Progress,
         patience: Patience,
+        on_task_stored: Callable[[], None] = lambda: None,
     ) -> None:
-        """`units` are the queue's, by id; `models` in the order in which they get workers."""
+        """`units` are the queue's, by id; `models` in the order in which they get workers.
+
+        `on_task_stored` is called when the last unit of some (model, data set, task) is durable.
+        """
         self._queue = queue
         self._units = units
         self._models = models
@@ -127,6 +124,8 @@ class Coordinator:
         self._recorder = recorder
         self._progress = progress
         self._patience = patience
+        self._on_task_stored = on_task_stored
+        self._task_ended = False
         self._workers: dict[str, _Worker] = {}
         self._n_started = 0
         self._leaving: frozenset[str] = frozenset()
@@ -135,12 +134,12 @@ class Coordinator:
         self._groups = Counter(_group(unit) for unit in units.values())
         self._curves = sum(len(unit.wanted) for unit in units.values())
         self._failures = 0
-        self._aborted: list[str] = []
+        self._given_up: dict[str, str] = {}
         self._cost = sum(unit.cost for unit in units.values())
         self._behind: dict[str, float] = dict.fromkeys(units, 0.0)  # of each unit's cost
         self._shown = float("-inf")
         self._working_since: float | None = None
-        self._signal: int | None = None
+        self._stop = StopSignals(self._drain)
         self._draining_said = False
         self._drain_until = float("inf")
 
@@ -148,15 +147,13 @@ class Coordinator:
         """Until all units have ended, or a signal. What came out is committed on every way out
         but the second signal (KeyboardInterrupt), and the workers are gone."""
         try:
-            with self._signals():
+            with self._stop.watching():
                 while not self._queue.finished and time.monotonic() < self._drain_until:
                     self._step()
             self._recorder.commit()
         finally:
             self._executor.shutdown()
-        return Outcome(
-            signal=self._signal, failures=self._failures, aborted_models=tuple(self._aborted)
-        )
+        return Outcome(signal=self._stop.number, failures=self._failures, given_up=self._given_up)
 
     def _step(self) -> None:
         self._staff()
@@ -165,14 +162,16 @@ class Coordinator:
             self._handle(event)
         self._enforce_deadlines()
         self._let_go()
-        self._recorder.tick()
+        if self._recorder.tick() and self._task_ended:
+            self._task_ended = False
+            self._on_task_stored()
         self._show()
 
     # -- workers -----------------------------------------------------------------------------
 
     def _staff(self) -> None:
         """Start workers where work waits and there is room, no more of them than units."""
-        if self._signal is not None:
+        if self._stop.number is not None:
             return
         for name, placement in self._models.items():
             idle = sum(
@@ -223,6 +222,8 @@ class Coordinator:
     def _enforce_deadlines(self) -> None:
         now = time.monotonic()
         for name in self._queue.overdue(now):
+            if self._executor.give_up_decoding(name):
+                continue  # its failure is on the way
             where = self._workers[name].where
             held = self._queue.in_flight(name)
             self._remove(name)
@@ -262,7 +263,7 @@ class Coordinator:
         if self._queue.on_curve(worker, done.unit_id, done.curve, time.monotonic()):
             unit = self._units[done.unit_id]
             self._behind[done.unit_id] += unit.cost / len(unit.wanted)
-            self._recorder.curve(unit, done)
+            self._recorder.add_curve(unit, done)
 
     def _on_sample(self, worker: str, done: SampleDone) -> None:
         attempt = self._queue.attempt(done.unit_id)
@@ -272,7 +273,8 @@ class Coordinator:
         if decisions is None:
             return
         where = self._workers[worker].where
-        self._recorder.sample(self._units[done.unit_id], done, where, attempt)
+        unit = self._units[done.unit_id]
+        self._recorder.add_sample(unit, done, worker=where, attempt=attempt)
         self._decided(decisions, where, (done.unit_id,))
 
     def _on_failure(self, worker: str, failure: UnitFailure) -> None:
@@ -310,10 +312,10 @@ class Coordinator:
     def _decided(self, decisions: list[Decision], where: str, touched: tuple[str, ...]) -> None:
         """Record failures, and close the units that have ended with them."""
         for decision in decisions:
-            self._recorder.failure(decision, where)
+            self._recorder.add_failure(decision, worker=where)
             self._tell(decision)
             if decision.action is Action.ABORT_MODEL:
-                self._aborted.append(decision.model)
+                self._given_up[decision.model] = decision.failure.message
                 self._progress.say(f"given up: {decision.model}: {decision.failure.message}")
         for unit_id in touched:
             if self._open[unit_id] and self._queue.state(unit_id) in _ENDED:
@@ -325,7 +327,7 @@ class Coordinator:
         group = _group(unit)
         self._groups[group] -= 1
         if not self._groups[group]:
-            self._recorder.complete(*group)
+            self._task_ended = True
 
     def _tell(self, decision: Decision) -> None:
         failure = decision.failure
@@ -342,7 +344,7 @@ class Coordinator:
 
     def _show(self) -> None:
         now = time.monotonic()
-        if self._signal is not None and not self._draining_said:
+        if self._stop.number is not None and not self._draining_said:
             self._draining_said = True
             text = f"stopping: running samples get {self._patience.grace_s:g} s to finish, then all"
             self._progress.say(text + " that came out is stored; once more stops at once")
@@ -364,28 +366,11 @@ class Coordinator:
             workers_loading=len(self._workers) - ready,
             share=sum(self._behind.values()) / self._cost if self._cost else 1.0,
             working_s=0.0 if since is None else time.monotonic() - since,
-            draining=self._signal is not None,
+            draining=self._stop.number is not None,
         )
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """First SIGINT or SIGTERM drains; the second raises KeyboardInterrupt where it strikes."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in before:
-            signal.signal(number, self._on_signal)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self._signal is not None:
-            raise KeyboardInterrupt
-        self._signal = number
+    def _drain(self) -> None:
+        """The first signal: called where it strikes, so it only makes notes."""
         self._drain_until = time.monotonic() + self._patience.grace_s
         self._queue.drain()
 

@@ -19,13 +19,14 @@ from avflow.datasets.media import MediaSpec
 from avflow.datasets.sample import MediaPart, Sample, TextPart
 from avflow.orchestrator.cluster import start_ray
 from avflow.orchestrator.coordinator import Coordinator, Outcome, Patience, Placement
-from avflow.orchestrator.executors import Executor, LocalExecutor, RayExecutor
+from avflow.orchestrator.executors import Executor
 from avflow.orchestrator.policy import Budgets, Decision, FailureKind, FailurePolicy
 from avflow.orchestrator.progress import Silent
 from avflow.orchestrator.queue import WorkQueue
+from avflow.orchestrator.ray_executor import RayExecutor
 from avflow.pathways.catalogue import ALL
 from avflow.workers.actor import ModelWorker
-from avflow.workers.decode import Decoded
+from avflow.workers.decode import Decoded, decode_unit
 from avflow.workers.models.base import ModelSpec
 from avflow.workers.protocol import CurveDone, CurveSpec, Event, SampleDone, UnitFailure, UnitSpec
 
@@ -157,26 +158,23 @@ class Notes:
         self.curves: Counter[tuple[str, str]] = Counter()
         self.samples: Counter[str] = Counter()
         self.failures: list[Decision] = []
-        self.completed: list[tuple[str, str, str]] = []
         self.commits = 0
+        self.tasks_stored: list[str] = []
 
-    def curve(self, unit: UnitSpec, done: CurveDone) -> None:
+    def add_curve(self, unit: UnitSpec, done: CurveDone) -> None:
         self.curves[unit.unit_id, done.curve] += 1
 
-    def sample(self, unit: UnitSpec, done: SampleDone, worker: str, attempt: int) -> None:
+    def add_sample(self, unit: UnitSpec, done: SampleDone, *, worker: str, attempt: int) -> None:
         self.samples[unit.unit_id] += 1
 
-    def failure(self, decision: Decision, worker: str) -> None:
+    def add_failure(self, decision: Decision, *, worker: str) -> None:
         self.failures.append(decision)
 
-    def tick(self) -> None:
-        pass
+    def tick(self) -> bool:
+        return True
 
     def commit(self) -> None:
         self.commits += 1
-
-    def complete(self, model: str, dataset: str, task: str) -> None:
-        self.completed.append((model, dataset, task))
 
 
 def unit(unit_id: str, root: Path, fault: str = "", media: str | None = None) -> UnitSpec:
@@ -223,6 +221,7 @@ def sweep(
         recorder=notes,
         progress=Silent(),
         patience=Patience(load_s=load_s),
+        on_task_stored=lambda: notes.tasks_stored.append("t"),
     )
     return coordinator.run(), notes
 
@@ -246,18 +245,84 @@ def test_many_faults_at_once_lose_and_double_nothing(ray_here: None, tmp_path: P
         "u5": "dies_once@1",
         "u6": "forgets",
         "u7": "raises@3",
+        "u8": "memory@0",
     }
     units = [unit(f"u{i}", tmp_path, faults.get(f"u{i}", "")) for i in range(10)]
-    outcome, notes = sweep(units, on_ray())
-    lost = (("u1", KEYS[2]), ("u3", KEYS[4]), ("u7", KEYS[3]))
+    outcome, notes = sweep(units, on_ray(), budgets=Budgets(fatal=1, host_memory=1))
+    lost = (("u1", KEYS[2]), ("u3", KEYS[4]), ("u7", KEYS[3]), ("u8", KEYS[0]))
     assert notes.curves == once([u.unit_id for u in units], but=lost)
     assert ran(tmp_path, "u1")[KEYS[2]] == 3, "a curve that kills gets three tries"
     assert ran(tmp_path, "u5")[KEYS[1]] == 2
     terminal = Counter((d.unit.unit_id, d.failure.curve) for d in notes.failures if d.terminal)
-    assert terminal == {(u, key): 1 for u, key in (*lost, ("u6", None))}
+    assert terminal == dict.fromkeys((*lost, ("u6", None)), 1)
     kinds = {(d.unit.unit_id, d.kind) for d in notes.failures}
     assert ("u1", FailureKind.WORKER_DEATH) in kinds
     assert ("u7", FailureKind.FATAL) in kinds
     assert ("u3", FailureKind.EXCEPTION) in kinds
-    assert notes.completed == [("m", "d", "t")]
-    assert outcome == Outcome(signal=None, failures=4, aborted_models=())
+    assert ("u8", FailureKind.HOST_MEMORY) in kinds
+    assert notes.tasks_stored == ["t"]
+    assert outcome == Outcome(signal=None, failures=5, given_up={})
+
+
+def test_a_hang_ends_by_its_deadline(ray_here: None, tmp_path: Path) -> None:
+    units = [unit("u0", tmp_path, "hangs@3"), unit("u1", tmp_path)]
+    budgets = Budgets(timeout=1)
+    outcome, notes = sweep(units, on_ray(1), deadline_s=2, budgets=budgets)
+    assert notes.curves == once(["u0", "u1"], but=(("u0", KEYS[3]),))
+    assert [(d.kind, d.failure.stage, d.failure.curve) for d in notes.failures] == [
+        (FailureKind.TIMEOUT, "timeout", KEYS[3])
+    ]
+    assert outcome.failures == 1
+
+
+def test_media_that_break_crash_or_block_the_decoder_cost_their_sample(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "corrupt.mp4").write_bytes(b"no video at all")
+
+    def decode(unit: UnitSpec, spec: MediaSpec) -> Decoded | UnitFailure:
+        if unit.unit_id == "crashes":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if unit.unit_id == "blocks":
+            time.sleep(3600)
+        return decode_unit(unit, spec)
+
+    monkeypatch.setattr("avflow.workers.actor.decode_unit", decode)
+    units = [
+        unit("corrupt", tmp_path, media="corrupt.mp4"),
+        unit("missing", tmp_path, media="missing.mp4"),
+        unit("crashes", tmp_path),
+        unit("blocks", tmp_path),
+        unit("fine", tmp_path),
+    ]
+    outcome, notes = sweep(units, on_ray(1), deadline_s=3)
+    assert set(notes.samples) == {"fine"}
+    assert Counter(d.unit.unit_id for d in notes.failures) == {
+        "corrupt": 1,
+        "missing": 1,
+        "crashes": 2,
+        "blocks": 2,
+    }
+    assert {d.failure.stage for d in notes.failures} == {"decode"}
+    assert outcome.failures == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "load_s", "says"),
+    [("broken", 60, "RuntimeError: no such weights"), ("hangs", 4, "load_deadline_s = 4 s")],
+)
+def test_a_model_that_does_not_load_is_given_up(
+    ray_here: None, tmp_path: Path, path: str, load_s: float, says: str
+) -> None:
+    outcome, notes = sweep([unit("u0", tmp_path)], on_ray(1), path=path, load_s=load_s)
+    assert says in outcome.given_up["m"]
+    assert [d.kind for d in notes.failures] == [FailureKind.LOAD] * 2
+    assert all(says in d.failure.message for d in notes.failures)
+    assert not notes.curves
+
+
+def test_what_ray_listens_on_is_this_machine_alone(ray_here: None) -> None:
+    import ray
+
+    assert ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1"
+    assert os.environ["RAY_AUTH_MODE"] == "token"

@@ -1,0 +1,233 @@
+"""Units on Ray: an actor a worker, decoding tasks beside them, and what Ray's errors mean."""
+
+import re
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from avflow.orchestrator.cluster import cluster_room, draining_nodes, start_ray
+from avflow.orchestrator.errors import ConfigError
+from avflow.orchestrator.executors import Died, Ended, ExecutorEvent, Ready, Yielded
+from avflow.orchestrator.policy import FailureKind
+from avflow.workers.actor import ModelWorker, start_actor, submit_unit
+from avflow.workers.decode import decode_failure
+from avflow.workers.protocol import UnitFailure, UnitSpec
+
+if TYPE_CHECKING:
+    from avflow.datasets.media import MediaSpec
+    from avflow.workers.models.base import ModelSpec
+
+
+@dataclass(slots=True, kw_only=True)
+class _Flight:
+    unit: UnitSpec
+    stream: Any  # ObjectRefGenerator of Event
+    decoded: Any  # ObjectRef of Decoded | UnitFailure
+    given_up: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class _RayWorker:
+    actor: Any
+    gpus: int
+    about: Any  # ObjectRef, until the model is loaded
+    media_spec: "MediaSpec | None" = None
+    node: str = ""
+    flights: deque[_Flight] = field(default_factory=deque)
+
+    @property
+    def awaited(self) -> Any:
+        """What to wait for: the load, then the oldest unit's stream; None when idle."""
+        if self.media_spec is None:
+            return self.about
+        return self.flights[0].stream if self.flights else None
+
+
+class RayExecutor:
+    """An actor a worker, events streamed back as they come, media decoded by tasks beside them."""
+
+    def __init__(
+        self,
+        *,
+        workers: int | None,
+        threads: int,
+        address: str | None = None,
+        worker_class: type[ModelWorker] = ModelWorker,
+    ) -> None:
+        """Start Ray on this machine, or join the cluster at `address` ("auto", "host:port").
+
+        At most `workers` at a time; None: as many as the GPUs hold. Without GPUs in the cluster
+        workers run on CPUs, with `threads` of torch each (None: as many as that fills). Raises ConfigError when the cluster can't be reached.
+        """
+        self._owns_ray = start_ray(address)
+        self._all_gpus, cpus = cluster_room()
+        self._most = workers or self._all_gpus or max(1, cpus // threads)
+        self._threads = threads
+        self._worker_class = worker_class
+        self._workers: dict[str, _RayWorker] = {}
+
+    def has_room(self, gpus: int) -> bool:
+        """Neither too many workers nor too few GPUs. Raises ConfigError if it can never be."""
+        if self._all_gpus and gpus > self._all_gpus:
+            raise ConfigError(
+                f"gpus_per_model is {gpus}, but the cluster has at most {self._all_gpus} GPUs"
+            )
+        used = sum(worker.gpus for worker in self._workers.values())
+        enough = not self._all_gpus or used + gpus <= self._all_gpus
+        return enough and len(self._workers) < self._most
+
+    def start_worker(self, worker: str, spec: "ModelSpec", gpus: int) -> None:
+        """Begin to load a model; the actor waits for a node that is still coming up."""
+        gpus = gpus if self._all_gpus else 0
+        actor = start_actor(self._worker_class, worker, spec, gpus, self._threads)
+        about = actor.about.remote()
+        self._workers[worker] = _RayWorker(actor=actor, gpus=gpus, about=about)
+
+    def submit(self, worker: str, unit: UnitSpec) -> None:
+        """Queue a unit; raises KeyError for a worker that is gone, ValueError before Ready."""
+        known = self._workers[worker]
+        if known.media_spec is None:
+            raise ValueError(f"worker {worker} has not loaded its model yet")
+        stream, decoded = submit_unit(known.actor, unit, known.media_spec)
+        known.flights.append(_Flight(unit=unit, stream=stream, decoded=decoded))
+
+    def poll(self, timeout_s: float) -> list[ExecutorEvent]:
+        """One event of each worker that has any; waits at most `timeout_s` for the first."""
+        import ray
+
+        awaited = {
+            name: handle for name, w in self._workers.items() if (handle := w.awaited) is not None
+        }
+        if not awaited:
+            time.sleep(timeout_s)
+            return []
+        handles = list(awaited.values())
+        ready, _ = ray.wait(handles, num_returns=1, timeout=timeout_s)
+        if ready and len(handles) > 1:
+            ready, _ = ray.wait(handles, num_returns=len(handles), timeout=0)
+        return [
+            self._take(name)
+            for name, handle in awaited.items()
+            if any(handle is one or handle == one for one in ready)
+        ]
+
+    def leaving(self) -> frozenset[str]:
+        """Workers on nodes that drain (spot pre-emption, scale-down)."""
+        nodes = draining_nodes()
+        return frozenset(name for name, w in self._workers.items() if w.node in nodes)
+
+    def give_up_decoding(self, worker: str) -> bool:
+        """Kill the decoding task; the worker lives on."""
+        import ray
+
+        flight = self._workers[worker].flights[0]
+        if not flight.given_up and ray.wait([flight.decoded], timeout=0)[0]:
+            return False
+        flight.given_up = True
+        ray.cancel(flight.decoded, force=True)
+        return True
+
+    def kill(self, worker: str) -> None:
+        """Kill the actor, and the decoding for what it held."""
+        import ray
+
+        known = self._workers.pop(worker, None)
+        if known is None:
+            return
+        ray.kill(known.actor, no_restart=True)
+        for flight in known.flights:
+            ray.cancel(flight.decoded, force=True)
+
+    def shutdown(self) -> None:
+        """Kill all actors; stop Ray if this executor started it."""
+        import ray
+
+        for worker in list(self._workers):
+            self.kill(worker)
+        if self._owns_ray:
+            ray.shutdown()
+
+    def _take(self, name: str) -> ExecutorEvent:
+        import ray
+
+        worker = self._workers[name]
+        try:
+            if worker.media_spec is None:
+                worker.media_spec, where, worker.node = ray.get(worker.about)
+                return Ready(worker=name, where=where)
+            flight = worker.flights[0]
+            return Yielded(worker=name, event=ray.get(next(flight.stream)))
+        except StopIteration:
+            worker.flights.popleft()
+            return Ended(worker=name, unit_id=flight.unit.unit_id)
+        except ray.exceptions.RayError as error:
+            return self._lost(name, worker, error)
+
+    def _lost(self, name: str, worker: _RayWorker, error: Exception) -> ExecutorEvent:
+        """Tell a decoding task that crashed, which costs one sample, from a worker's death."""
+        if worker.flights and (cause := _decoding_error(worker.flights[0])) is not None:
+            flight = worker.flights.popleft()
+            return Yielded(worker=name, event=_decode_crash(flight, cause))
+        kind = death_kind(error)
+        if kind is FailureKind.WORKER_DEATH and name in self.leaving():
+            kind = FailureKind.PREEMPTION
+        self.kill(name)
+        text = _COLOUR.sub("", str(error)).strip()  # holds the worker's own traceback, if any
+        # What an exception of ours was is said at its end; of a death Ray writes what it knows.
+        message = text.splitlines()[-1] if kind in _RAISED else text
+        return Died(worker=name, kind=kind, message=message, traceback=text)
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_RAISED = frozenset({FailureKind.FATAL, FailureKind.LOAD})
+
+
+def death_kind(error: Exception) -> FailureKind:
+    """What a Ray error says of the worker it came from. The order matters.
+
+    An exception of ours arrives as RayTaskError (or UnserializableException, if its class does not
+    pickle). Memory kills are no RayActorError. A node that went away hard is first reported as
+    ActorUnavailableError: the stream is lost either way, so the worker counts as dead.
+    """
+    from ray import exceptions
+
+    match error:
+        case exceptions.RayTaskError():
+            ran_out = isinstance(error.cause, MemoryError)
+            return FailureKind.HOST_MEMORY if ran_out else FailureKind.FATAL
+        case exceptions.UnserializableException():
+            return FailureKind.FATAL
+        case exceptions.OutOfMemoryError():
+            return FailureKind.HOST_MEMORY
+        case exceptions.ActorDiedError() if error.actor_init_failed:
+            return FailureKind.LOAD
+        case exceptions.RayActorError() if error.preempted:
+            return FailureKind.PREEMPTION
+    return FailureKind.WORKER_DEATH
+
+
+def _decoding_error(flight: _Flight) -> Exception | None:
+    """How the decoding task itself ended, when it did not end with data."""
+    import ray
+
+    done, _ = ray.wait([flight.decoded], timeout=0)
+    if not done:
+        return None
+    try:
+        ray.get(flight.decoded)
+    except ray.exceptions.RayError as error:
+        return error
+    return None
+
+
+def _decode_crash(flight: _Flight, error: Exception) -> UnitFailure:
+    """The decoding process is gone: as data, worth another try, its cause called by its name."""
+    from ray import exceptions
+
+    failure = replace(decode_failure(flight.unit, error), retryable=True)
+    if flight.given_up:
+        return replace(failure, error="TimeoutError", message="decoding hung, and was ended")
+    if isinstance(error, exceptions.OutOfMemoryError):
+        return replace(failure, error="MemoryError")
+    return failure

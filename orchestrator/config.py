@@ -5,13 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, PrivateAttr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+)
 from pydantic import model_validator as _model_validator
 
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.identity import IDENTITY_VERSION, Identity, RunTime
 from avflow.orchestrator.policy import Budgets
-from avflow.orchestrator.source import FieldPath, Source
+from avflow.orchestrator.source import FieldPath, Source, spell
 from avflow.pathways.layout import LayoutKind, OptionSpan
 from avflow.pathways.pathway import Direction, Pathway
 
@@ -271,8 +279,6 @@ class SweepConfig(_Strict):
 
     def error(self, field: FieldPath, message: str) -> ConfigError:
         """A ConfigError that points at a field, in its file if there is one."""
-        from avflow.orchestrator.source import spell
-
         if self._source is not None:
             return self._source.error(field, message)
         return ConfigError(f"{spell(field)}: {message}" if field else message)
@@ -293,10 +299,17 @@ class SweepConfig(_Strict):
         address: str | None = None,
         limit: int | None = None,
     ) -> SweepConfig:
-        """The same sweep with what was said on the command line; None leaves a field alone."""
+        """The same sweep with what was said on the command line; None leaves a field alone.
+
+        Raises ConfigError.
+        """
         given = {"workers": workers, "executor": executor, "address": address, "limit": limit}
         changed = {key: value for key, value in given.items() if value is not None}
-        execution = ExecutionConfig.model_validate(self.execution.model_dump() | changed)
+        try:
+            execution = ExecutionConfig.model_validate(self.execution.model_dump() | changed)
+        except ValidationError as error:
+            texts = [f"execution.{e['loc'][0]}: {e['msg']}" for e in error.errors()]
+            raise ConfigError("\n".join(texts)) from None
         return self.model_copy(update={"execution": execution})
 
 

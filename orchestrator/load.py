@@ -55,7 +55,12 @@ def _merged(source: Source, errors: Sequence[ErrorDetails]) -> list[_Complaint]:
         at = (*known, field[-1]) if missing and known != field else known
         text = _about_extra(field) if extra else _message(error)
         messages.setdefault(at, []).append(text)
-    return [(at, " or: ".join(dict.fromkeys(texts))) for at, texts in messages.items()]
+    return [
+        (at, " or: ".join(dict.fromkeys(texts)))
+        for at, texts in messages.items()
+        # What is wrong inside a list or mapping makes pydantic complain of it as a whole, too.
+        if not any(other[: len(at)] == at for other in messages if other != at)
+    ]
 
 
 def _message(error: ErrorDetails) -> str:

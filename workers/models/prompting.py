@@ -234,14 +234,9 @@ def _check_letters(prompt: Prompt, offsets: Sequence[Span], owner: Sequence[int 
 
 
 def _segments(labels: Sequence[Label]) -> tuple[Segment, ...]:
-    """Runs of equal labels. A frame or a chunk must be a single run."""
+    """Runs of equal labels."""
     cuts = [0, *(i for i, (a, b) in enumerate(pairwise(labels), 1) if a != b), len(labels)]
-    segments = tuple(
+    return tuple(
         Segment(kind=labels[start][0], start=start, stop=stop, index=labels[start][1])
         for start, stop in pairwise(cuts)
     )
-    names = [s.name for s in segments if s.kind in ("frame", "audio_chunk", "option_letter")]
-    torn = sorted({name for name in names if names.count(name) > 1})
-    if torn:
-        raise LayoutError(f"{', '.join(torn)}: in several pieces, expected in one")
-    return segments

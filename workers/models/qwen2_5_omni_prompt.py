@@ -273,7 +273,12 @@ class _ClipLabels:
         self._frames = self._chunks = 0
 
     def of(self, tokens: Sequence[int], row: int) -> list[Label]:
-        """A label a token; `row` visual tokens make a frame, the processor's count a chunk."""
+        """A label a token; `row` visual tokens make a frame, the processor's count a chunk.
+
+        Where frame pairs lie further apart than a chunk lasts (long videos with few frames), the
+        processor cuts every frame after its first token and lets the picture run ahead of the
+        sound. That is how the model is given it, so such a frame is one frame in two pieces.
+        """
         labels: list[Label] = []
         seen = heard = 0
         for token in tokens:

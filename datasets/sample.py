@@ -79,3 +79,8 @@ class Sample:
     def n_options(self) -> int:
         """How many option letters the prompt offers."""
         return sum(isinstance(p, TextPart) and p.role == "option_letter" for p in self.parts)
+
+    @property
+    def answer_letter(self) -> str:
+        """The right option's letter."""
+        return LETTERS[self.answer]

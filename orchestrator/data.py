@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from avflow.datasets.sample import Sample
+from avflow.datasets.sample import LayoutKind, Sample
 from avflow.orchestrator.config import DatasetConfig
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.identity import digest
@@ -44,9 +44,28 @@ def fingerprint(samples: Sequence[Sample]) -> str:
     return digest([asdict(replace(sample, dataset="")) for sample in samples])
 
 
-def known_tasks(reader: str) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownTask:
+    """A task that a reader offers."""
+
+    name: str
+    layout: LayoutKind
+    about: str
+
+
+def readers() -> tuple[str, ...]:
+    """The names of the readers."""
+    return tuple(_READERS)
+
+
+def about_tasks(reader: str) -> tuple[KnownTask, ...]:
     """The tasks that a reader offers. Raises KeyError for an unknown reader."""
     return _TASKS[reader]()
+
+
+def known_tasks(reader: str) -> tuple[str, ...]:
+    """Their names. Raises KeyError for an unknown reader."""
+    return tuple(task.name for task in about_tasks(reader))
 
 
 def _testbed(root: Path, config: DatasetConfig) -> Sequence[Sample]:
@@ -60,11 +79,11 @@ def _testbed(root: Path, config: DatasetConfig) -> Sequence[Sample]:
     return load(root, seed=settings.seed, samples_per_task=settings.samples_per_task, tasks=tasks)
 
 
-def _testbed_tasks() -> tuple[str, ...]:
+def _testbed_tasks() -> tuple[KnownTask, ...]:
     from avflow.datasets.testbed.questions import TASKS
 
-    return tuple(task.name for task in TASKS)
+    return tuple(KnownTask(name=t.name, layout=t.layout, about=t.about) for t in TASKS)
 
 
 _READERS: Mapping[str, Callable[[Path, DatasetConfig], Sequence[Sample]]] = {"testbed": _testbed}
-_TASKS: Mapping[str, Callable[[], tuple[str, ...]]] = {"testbed": _testbed_tasks}
+_TASKS: Mapping[str, Callable[[], tuple[KnownTask, ...]]] = {"testbed": _testbed_tasks}

@@ -17,6 +17,7 @@ from avflow.orchestrator.schema import KEYS, SCHEMAS
 from avflow.orchestrator.source import unknown
 
 _PART = "__part"
+_CURVE_NAME = pl.concat_str("pathway", pl.lit("/k"), "window", pl.lit("/"), "variant")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +110,23 @@ def status(run: str | Path) -> RunStatus:
     )
 
 
+def standing_failures(run: str | Path) -> pl.DataFrame:
+    """The terminal failures that no later attempt has mended, the latest of each (unit, curve)."""
+    failures = read(run, "failures").filter("terminal").sort("at")
+    measured = read(run, "samples").select("model", "dataset", "sample_id")
+    stored = read(run, "cells").select("model", "dataset", "sample_id", curve=_CURVE_NAME).unique()
+    whole = failures.filter(pl.col("curve").is_null())
+    one = failures.filter(pl.col("curve").is_not_null())
+    sample = ["model", "dataset", "sample_id"]
+    standing = pl.concat(
+        [
+            whole.join(measured, on=sample, how="anti", maintain_order="left"),
+            one.join(stored, on=[*sample, "curve"], how="anti", maintain_order="left"),
+        ]
+    )
+    return standing.unique(["unit_id", "curve"], keep="last", maintain_order=True).sort("at")
+
+
 # -- frames ----------------------------------------------------------------------------------
 
 
@@ -172,10 +190,9 @@ def _lost(paths: RunPaths) -> pl.LazyFrame:
 def _curve_frame(paths: RunPaths, units: pl.DataFrame) -> pl.DataFrame:
     """A row a planned (unit, curve): `stored`, `failed`, `ended` (either, or not called for)."""
     planned = pl.scan_parquet(paths.curves).with_columns(jobs=pl.col("job_ids").list.len())
-    name = pl.concat_str("pathway", pl.lit("/k"), "window", pl.lit("/"), "variant")
     stored = (
         _scan(paths, "cells")
-        .select("model", "dataset", "sample_id", curve=name)
+        .select("model", "dataset", "sample_id", curve=_CURVE_NAME)
         .unique()
         .with_columns(stored=True)
     )

@@ -17,14 +17,20 @@ __all__ = ["FAMILIES", "Family", "describe", "load", "resolve_path"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """`describe` reads a config without weights; `load` puts a checkpoint on a device."""
+    """`about` is a line for people; `describe` reads a config without weights; `load` puts a
+    checkpoint on a device."""
 
+    about: str
     describe: Callable[[ModelSpec], ModelInfo]
     load: Callable[[ModelSpec, torch.device], LoadedModel]
 
 
 FAMILIES: dict[str, Family] = {
-    "qwen2_5_omni": Family(describe=qwen2_5_omni.describe, load=qwen2_5_omni.load),
+    "qwen2_5_omni": Family(
+        about="Qwen2.5-Omni's Thinker (3B, 7B, a folder of that layout; `testbed`: the shipped one)",
+        describe=qwen2_5_omni.describe,
+        load=qwen2_5_omni.load,
+    ),
 }
 
 

@@ -1,0 +1,278 @@
+"""The `avflow` command: every verb, thin. What a verb does lives in the module it imports.
+
+Heavy libraries are imported inside the verbs, so that `avflow --help` answers at once.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from avflow.orchestrator.errors import AvflowError, ExitStatus
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Attention-knockout sweeps over audio-visual LLMs.
+
+A first run: `avflow sweep configs/demo.yaml --run runs/demo --workers 2`, then
+`avflow ui runs/demo`. Running `sweep` again goes on where it stopped.
+
+Exit status: 0 done, 1 unexpected error, 2 usage or configuration (nothing was started),
+3 finished but something failed, 130/143 interrupted (what was done is kept).""",
+)
+
+Config = Annotated[Path, typer.Argument(help="The sweep file (YAML).", show_default=False)]
+Run = Annotated[Path, typer.Argument(help="The run folder.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Workers, one a GPU (or a process where there is none). Default: the file's."
+    ),
+]
+Executor = Annotated[
+    Literal["ray", "local"] | None,
+    typer.Option(help="`local` runs everything in one process, for debugging."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster to join (`auto`, `host:6379`). Default: start Ray here."),
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Only the first N samples of each task, for a first try.")
+]
+
+
+@app.command()
+def plan(config: Config, as_json: Json = False, limit: Limit = None) -> None:
+    """Count what a sweep would run, without running it: jobs, cells, forward passes."""
+    from avflow.orchestrator import views
+    from avflow.orchestrator.config import load_config
+    from avflow.orchestrator.sweep import plan_sweep
+
+    views.show_plan(plan_sweep(load_config(config).with_execution(limit=limit)), as_json=as_json)
+
+
+@app.command()
+def sweep(
+    config: Config,
+    run: Annotated[Path, typer.Option(help="The run folder: results, logs, figures, MLflow.")],
+    workers: Workers = None,
+    limit: Limit = None,
+    executor: Executor = None,
+    address: Address = None,
+) -> None:
+    """Run what the run folder lacks of a sweep. Running it again is resuming it."""
+    _run(config, run, workers, limit, executor, address, only_failed=False)
+
+
+@app.command()
+def resume(
+    run: Run,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Take up what was recorded as failed, and only that.")
+    ] = False,
+    workers: Workers = None,
+    executor: Executor = None,
+    address: Address = None,
+) -> None:
+    """Go on with a run from its own folder: what is missing, or what had failed."""
+    from avflow.orchestrator.paths import RunPaths
+
+    _run(RunPaths(run).sweep, run, workers, None, executor, address, only_failed=failed)
+
+
+def _run(
+    config: Path,
+    run: Path,
+    workers: int | None,
+    limit: int | None,
+    executor: Literal["ray", "local"] | None,
+    address: str | None,
+    *,
+    only_failed: bool,
+) -> None:
+    from avflow.orchestrator.config import load_config
+    from avflow.orchestrator.paths import RunPaths
+    from avflow.orchestrator.report import write_report
+    from avflow.orchestrator.sweep import run_sweep
+
+    loaded = load_config(config).with_execution(
+        workers=workers, limit=limit, executor=executor, address=address
+    )
+    outcome = run_sweep(loaded, run, only_failed=only_failed)
+    if outcome.exit_status in (ExitStatus.DONE, ExitStatus.WITH_FAILURES):
+        print(write_report(RunPaths(run)))
+    print(outcome.summary)
+    raise typer.Exit(outcome.exit_status)
+
+
+@app.command()
+def status(
+    run: Run,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every 5 seconds.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Where a run stands, from its files alone: works while it runs and after it died."""
+    from avflow.orchestrator import views
+
+    views.show_status(run, watch=watch, as_json=as_json)
+
+
+@app.command()
+def failures(run: Run, as_json: Json = False) -> None:
+    """What failed for good, and why. `avflow resume RUN --failed` takes it up again."""
+    from avflow.orchestrator import views
+
+    views.show_failures(run, as_json=as_json)
+
+
+@app.command()
+def query(
+    run: Run,
+    sql: Annotated[
+        str,
+        typer.Argument(
+            help="polars SQL over cells, samples and failures, for example "
+            "`SELECT task, center_layer, avg(delta) FROM cells GROUP BY ALL`.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Literal["table", "csv", "json"], typer.Option("--format", help="How to print it.")
+    ] = "table",
+) -> None:
+    """Ask the tables of a run in SQL."""
+    from avflow.orchestrator import views
+    from avflow.orchestrator.results import query as ask
+
+    views.show_frame(ask(run, sql), output)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Draw the curves from the store into RUN/report, and say in words what was found."""
+    from avflow.orchestrator.paths import RunPaths
+    from avflow.orchestrator.report import write_report
+
+    print(write_report(RunPaths(run)))
+
+
+@app.command()
+def track(run: Run) -> None:
+    """Bring MLflow up to date with the store. Nothing is logged twice."""
+    from avflow.orchestrator.paths import RunPaths
+    from avflow.orchestrator.run_folder import stored_config
+    from avflow.orchestrator.tracking import publish
+
+    paths = RunPaths(run)
+    done = publish(paths, stored_config(paths))
+    print(
+        f"{done.uri}: {done.created} runs created, {done.replaced} replaced, {done.unchanged} "
+        f"unchanged; {done.unfinished} tasks wait for samples"
+    )
+
+
+@app.command()
+def ui(
+    run: Run,
+    port: Annotated[int | None, typer.Option(help="Default: 5000, or a free one.")] = None,
+) -> None:
+    """Open a run's curves in MLflow's own page (loopback only). Ctrl-C ends it."""
+    from avflow.orchestrator.paths import RunPaths
+    from avflow.orchestrator.run_folder import stored_config
+    from avflow.orchestrator.ui import serve
+
+    paths = RunPaths(run)
+    serve(paths, stored_config(paths), port=port)
+
+
+@app.command()
+def inspect(
+    config: Config,
+    sample: Annotated[
+        str, typer.Option(help="A sample's id; a task's name gives the first of that task.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Default: the file's first.")] = None,
+    edges: Annotated[
+        str | None, typer.Option(help="A pathway: print which segments may not see which.")
+    ] = None,
+    dump: Annotated[
+        Path | None,
+        typer.Option(help="Write the exact model inputs and token groups to this .safetensors."),
+    ] = None,
+) -> None:
+    """Show one sample as the model sees it: prompt, segments, token groups."""
+    from avflow.orchestrator import inspecting
+
+    inspecting.inspect_sample(config, sample, model=model, edges=edges, dump=dump)
+
+
+@app.command()
+def models() -> None:
+    """The model families that can be run, and the shipped checkpoint."""
+    from avflow.orchestrator import views
+
+    views.show_models()
+
+
+@app.command()
+def datasets() -> None:
+    """The data sets that can be read, and their tasks."""
+    from avflow.orchestrator import views
+
+    views.show_datasets()
+
+
+@app.command()
+def pathways() -> None:
+    """The paper's 37 pathways: names, as figures print them, where the paper shows them."""
+    from avflow.orchestrator import views
+
+    views.show_pathways()
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of sweep files, for editors."""
+    from avflow.orchestrator.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import avflow
+
+        print(f"avflow {avflow.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The console command: errors that a person can act on are printed without a traceback."""
+    try:
+        app()
+    except AvflowError as error:
+        print(f"avflow: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(ExitStatus.INTERRUPTED)
+    except BrokenPipeError:
+        # `avflow query … | head`: nobody reads on, which is not an error. What is still buffered
+        # has nowhere to go, and Python would complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,176 @@
+"""What the read-only verbs print: tables for people, JSON for programs."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from avflow.orchestrator.plan import Plan
+    from avflow.orchestrator.results import RunStatus
+
+WATCH_EVERY_S = 5.0
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    """A plain table; columns whose name starts with `#` hold numbers."""
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        number = column.startswith("#")
+        table.add_column(
+            column.removeprefix("#"), justify="right" if number else "left", overflow="fold"
+        )
+    return table
+
+
+def show_plan(plan: "Plan", *, as_json: bool) -> None:
+    """Counts and nominal costs, then a line a (model, data set, task)."""
+    counts = asdict(plan.counts())
+    cost = {
+        "token_layers_plain": plan.cost.plain,
+        "token_layers": plan.cost.token_layers,
+        "reuse": plan.cost.plain / plan.cost.token_layers if plan.cost.token_layers else 1.0,
+    }
+    if as_json:
+        print(json.dumps(counts | cost))
+        return
+    table = _table("model", "data set", "task", "#samples", "#pathways", "#jobs", "#cells")
+    for group in plan.groups:
+        jobs = sum(len(curve.job_ids) for curve in group.curves)
+        names = {curve.spec.pathway.name for curve in group.curves}
+        row = (group.samples, len(names), jobs, jobs * group.samples)
+        table.add_row(group.model, group.dataset, group.task, *map(_thousands, row))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"\n{counts['jobs']:,} jobs over {counts['samples']:,} samples: {counts['cells']:,} cells, "
+        f"{counts['curves']:,} curves in {counts['units']:,} units",
+        f"Plain way: {counts['forward_passes']:,} forward passes, {cost['token_layers_plain']:.3g} "
+        "token-layers",
+        f"With shared prefixes: {cost['token_layers']:.3g} token-layers, {cost['reuse']:.1f} times "
+        "less (nominal prompt lengths, every baseline correct)",
+        sep="\n",
+        highlight=False,
+    )
+
+
+def _thousands(number: int) -> str:
+    return f"{number:,}"
+
+
+def show_status(run: Path, *, watch: bool, as_json: bool) -> None:
+    """Jobs and samples by state; with `watch` until the run is complete, or Ctrl-C."""
+    from avflow.orchestrator.results import status
+
+    if as_json:
+        print(json.dumps(asdict(status(run))))
+        return
+    if not watch:
+        Console().print(_status_table(status(run)))
+        return
+    with Live(_status_table(status(run)), auto_refresh=False) as live:
+        while True:
+            now = status(run)
+            live.update(_status_table(now), refresh=True)
+            if now.complete:
+                return
+            time.sleep(WATCH_EVERY_S)
+
+
+def _status_table(now: "RunStatus") -> Table:
+    driver = f"written now by {now.driver}" if now.driver else "no driver is running"
+    waiting = now.jobs - now.jobs_done - now.jobs_running - now.jobs_failed
+    title = (
+        f"{now.jobs:,} jobs: {now.jobs_done:,} done, {now.jobs_running:,} running, "
+        f"{now.jobs_failed:,} failed, {waiting:,} waiting\n"
+        f"{now.samples:,} samples: {now.samples_done:,} done ({now.samples_correct:,} answered "
+        f"correctly), {now.samples_failed:,} failed; {now.cells:,} cells; {driver}\n"
+    )
+    table = _table(
+        "model", "data set", "task", "#samples", "#right", "#wrong", "#failed", "#to do",
+        title=title,
+    )  # fmt: skip
+    for task in now.tasks:
+        to_do = task.planned - task.right - task.wrong - task.failed
+        numbers = (task.planned, task.right, task.wrong, task.failed, to_do)
+        table.add_row(task.model, task.dataset, task.task, *map(_thousands, numbers))
+    return table
+
+
+def show_failures(run: Path, *, as_json: bool) -> None:
+    """Terminal failures that later attempts did not mend, newest last, one a (sample, curve)."""
+    from avflow.orchestrator.results import standing_failures
+
+    frame = standing_failures(run)
+    if as_json:
+        print(frame.write_json())
+        return
+    if frame.is_empty():
+        Console().print("Nothing has failed.")
+        return
+    table = _table("sample", "curve", "stage", "error", "message")
+    for row in frame.iter_rows(named=True):
+        table.add_row(
+            row["unit_id"] or f"{row['model']} (whole model)",
+            row["curve"] or "all",
+            row["stage"],
+            row["error"],
+            row["message"],
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"\nTake them up again: avflow resume {run} --failed", highlight=False)
+
+
+def show_frame(frame: "pl.DataFrame", output: Literal["table", "csv", "json"]) -> None:
+    """A query's answer, whole."""
+    import polars as pl
+
+    match output:
+        case "csv":
+            print(frame.write_csv(), end="")
+        case "json":
+            print(frame.write_json())
+        case "table":
+            with pl.Config(
+                tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=60, tbl_hide_dataframe_shape=True
+            ):
+                print(frame)
+
+
+def show_models() -> None:
+    """Families, and the checkpoint that comes with avflow."""
+    from avflow.workers.models import FAMILIES
+
+    table = _table("family", "what it loads")
+    for name, family in FAMILIES.items():
+        table.add_row(name, family.about)
+    Console().print(table)
+
+
+def show_datasets() -> None:
+    """Readers and their tasks."""
+    from avflow.orchestrator.data import about_tasks, readers
+
+    table = _table("reader", "task", "kind of prompt", "what it asks")
+    for reader in readers():
+        for task in about_tasks(reader):
+            table.add_row(reader, task.name, task.layout, task.about)
+    Console().print(table)
+
+
+def show_pathways() -> None:
+    """The paper's pathways."""
+    from avflow.pathways.catalogue import ALL
+
+    table = _table("name", "as figures print it", "kind of prompt", "in")
+    for pathway in ALL:
+        table.add_row(pathway.name, pathway.label, pathway.layout, ", ".join(pathway.figures))
+    Console().print(table)

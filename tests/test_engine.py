@@ -115,14 +115,17 @@ def plain(tiny, embedded: Embedded, edges: Tensor, centers: Sequence[int], windo
     ])  # fmt: skip
 
 
-def worst_disagreement(tiny, embedded: Embedded, layout: Layout, window: int) -> float:
+def worst_disagreement(
+    tiny, embedded: Embedded, layout: Layout, window: int, every: int = 1
+) -> float:
+    """Over all pathways of the prompt's kind, at each (or every nth) centre."""
     curves = fast(tiny, embedded, layout, of_kind(layout), window)
-    centers = range(tiny.info.n_layers)
+    centers = range(tiny.info.n_layers)[::every]
     return max(
-        float((curves[p.name] - plain(tiny, embedded, reference_edges(layout, p), centers, window))
-              .abs().max())
+        float((curves[p.name][::every] - reference_curve).abs().max())
         for p in of_kind(layout)
-    )  # fmt: skip
+        for reference_curve in [plain(tiny, embedded, reference_edges(layout, p), centers, window)]
+    )
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -165,11 +168,28 @@ def test_every_pathway_agrees_with_the_reference(
     assert worst_disagreement(tiny, embedded, layout, window) <= TOLERANCE
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_agreement_over_many_fresh_models(
+    tiny_thinker, random_layout, random_embedded, seed
+) -> None:
+    heads, kv_heads = [(2, 1), (4, 2), (6, 2), (8, 8)][seed % 4]
+    n_layers = 8 + seed % 5
+    tiny = tiny_thinker(
+        n_layers=n_layers, hidden=16 * heads, heads=heads, kv_heads=kv_heads, seed=seed
+    )
+    for kind in ("single_video", "interleaved"):
+        layout = random_layout(kind, 200 + seed, seed)
+        embedded = random_embedded(layout, tiny, seed)
+        for window in (1, 3, 7):
+            assert worst_disagreement(tiny, embedded, layout, window, 2) <= TOLERANCE
+
+
 @pytest.mark.parametrize("kind", ["single_video", "interleaved"])
 def test_agreement_in_float64(tiny_thinker, random_layout, random_embedded, kind) -> None:
     tiny = tiny_thinker(dtype="float64", seed=6)
     layout = random_layout(kind, 200, 6)
-    assert worst_disagreement(tiny, random_embedded(layout, tiny, 6), layout, 3) <= 1e-10
+    assert worst_disagreement(tiny, random_embedded(layout, tiny, 6), layout, 3, 4) <= 1e-10
 
 
 @settings(
@@ -332,7 +352,7 @@ def test_batches_hold_every_row_once_within_their_budget(random_layout, tiny_thi
         for batch in batches:
             assert {knockouts[row.curve].start for row in batch.rows} == {batch.start}
             held = len(batch.rows) * shapes.row_bytes(batch.start)
-            assert len(batch.rows) == 1 or held + score_bytes(budget) <= budget
+            assert len(batch.rows) == 1 or held + 3 * score_bytes(budget) <= budget
     assert len(compose_batches(knockouts, shapes, 1)) == len(rows)
     assert len(compose_batches(knockouts, shapes, 2**30)) == len({k.start for k in knockouts})
 

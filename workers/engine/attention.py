@@ -58,39 +58,38 @@ def shared_prefix_attention(
         )
     rows, heads, m, d = query.shape
     kv_heads, s = key.shape[1], shared_prefix.key.shape[2]
+    # Scores and sums of a bfloat16 model stay in float32, as in the fused kernels.
+    exact = torch.float64 if query.dtype == torch.float64 else torch.float32
     # Key/value heads first: then all rows' queries meet the prefix in a single product.
-    grouped = (query * scaling).view(rows, kv_heads, heads // kv_heads, m, d).transpose(0, 1)
-    own_key, own_value = key.transpose(0, 1), value.transpose(0, 1)
+    queries = (query.to(exact) * scaling).view(rows, kv_heads, -1, m, d).transpose(0, 1)
+    own = (key.to(exact).transpose(0, 1), value.to(exact).transpose(0, 1))
+    before = (shared_prefix.key[0].to(exact), shared_prefix.value[0].to(exact))
     out = query.new_empty(rows, m, kv_heads, heads // kv_heads, d)
     for chunk in query_chunks(rows, heads, m, s + m, shared_prefix.score_bytes):
-        part = slice(chunk.start, chunk.stop)
-        reached = slice(0, chunk.stop)  # causality: no query of the piece reads further
-        allowed = attention_mask[:, 0, part, : s + chunk.stop]
-        mixed = _attend(
-            grouped[:, :, :, part], own_key[:, :, reached], own_value[:, :, reached],
-            shared_prefix, allowed,
-        )  # fmt: skip
+        part, end = slice(chunk.start, chunk.stop), chunk.stop
+        allowed = attention_mask[:, 0, part, : s + end]  # no query of the piece reads further
+        reached = (own[0][:, :, :end], own[1][:, :, :end])
+        mixed = _attend(queries[:, :, :, part], before, reached, allowed)
         out[:, part] = mixed.permute(1, 3, 0, 2, 4)
     return out.view(rows, m, heads, d), None
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, prefix: SharedPrefix, allowed: Tensor
+    query: Tensor, before: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], allowed: Tensor
 ) -> Tensor:
-    """query [G, R, g, c, d]; key, value [G, R, n, d]; allowed [R or 1, c, s + n] -> as query."""
+    """query [G, R, g, c, d]; keys and values `before` [G, s, d], shared, and `own` [G, R, n, d];
+    allowed [R or 1, c, s + n]. Returns [G, R, g, c, d]."""
     kv_heads, rows, group, c, d = query.shape
-    s, n = prefix.key.shape[2], key.shape[2]
+    s = before[0].shape[1]
     together = query.reshape(kv_heads, rows * group * c, d)
-    before = together @ prefix.key[0].transpose(1, 2)
-    own = together.view(kv_heads, rows, group * c, d) @ key.transpose(2, 3)
-    scores = torch.cat([before.view(kv_heads, rows, group * c, s), own], dim=-1)
-    scores = scores.view(kv_heads, rows, group, c, s + n)
+    apart = together.view(kv_heads, rows, group * c, d)
+    on_prefix = (together @ before[0].transpose(1, 2)).view(kv_heads, rows, group * c, s)
+    scores = torch.cat([on_prefix, apart @ own[0].transpose(2, 3)], dim=-1)
+    scores = scores.view(kv_heads, rows, group, c, -1)
     scores.masked_fill_(~allowed[None, :, None], float("-inf"))
-    exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    weights = torch.softmax(scores, dim=-1, dtype=exact).to(value.dtype)
-    weights = weights.view(kv_heads, rows, group * c, s + n)
-    mixed = weights[..., s:] @ value
-    mixed += (weights[..., :s].reshape(kv_heads, -1, s) @ prefix.value[0]).view_as(mixed)
+    weights = torch.softmax(scores, dim=-1).view(kv_heads, rows, group * c, -1)
+    mixed = weights[..., s:] @ own[1]
+    mixed += (weights[..., :s].reshape(kv_heads, -1, s) @ before[1]).view_as(mixed)
     return mixed.view(kv_heads, rows, group, c, d)
 
 

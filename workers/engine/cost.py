@@ -59,9 +59,11 @@ class Shapes:
     def row_bytes(self, start: int) -> int:
         """Activations of one replayed row at its widest, attention scores apart."""
         m = self.n_tokens - start
-        projections = 2 * (self.heads + 2 * self.kv_heads) * self.head_size
-        widest = 4 * self.hidden + max(projections, 3 * self.intermediate)
-        return m * widest * self.item_bytes + 3 * m * self.n_tokens + 12 * self.vocabulary
+        # Queries, keys and values: as projected, rotated, and once in float32.
+        heads = (self.heads + 2 * self.kv_heads) * self.head_size * (2 * self.item_bytes + 4)
+        widest = max(heads, 3 * self.intermediate * self.item_bytes)
+        a_position = 4 * self.hidden * self.item_bytes + widest + 3 * self.n_tokens  # masks
+        return m * a_position + 12 * self.vocabulary
 
 
 def shapes_of(info: ModelInfo, head_size: int, n_tokens: int, item_bytes: int) -> Shapes:

@@ -57,7 +57,7 @@ def compose_batches(
         )
     batches = []
     for start in sorted(rows, reverse=True):
-        size = max(1, (byte_budget - score_bytes(byte_budget)) // shapes.row_bytes(start))
+        size = max(1, (byte_budget - 3 * score_bytes(byte_budget)) // shapes.row_bytes(start))
         of_start = rows[start]
         batches += [
             Batch(start=start, rows=tuple(of_start[i : i + size]))
@@ -67,6 +67,6 @@ def compose_batches(
 
 
 def score_bytes(byte_budget: int) -> int:
-    """The share of the budget that a piece's attention scores may take. A softmax holds them
-    three times over."""
+    """What a piece's attention scores may take; a softmax holds them three times over, so a
+    quarter of the budget goes to them."""
     return byte_budget // 12

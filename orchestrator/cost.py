@@ -7,14 +7,15 @@ engine, in the samples table.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 
 import numpy as np
 
 from avflow.datasets.sample import MediaPart, Sample, TextPart
 from avflow.orchestrator.config import ModelConfig
-from avflow.pathways.layout import Layout, LayoutError, Segment, SegmentKind
-from avflow.pathways.pathway import blocked_segments, first_target
+from avflow.pathways.layout import Layout, LayoutError, OptionSpan, Segment, SegmentKind
+from avflow.pathways.pathway import Pathway, blocked_segments, first_target
 from avflow.pathways.windows import window_layers
 from avflow.workers.protocol import CurveSpec
 
@@ -51,6 +52,7 @@ class NominalCost:
         self._curves = curves
         self._model = model
         self._n_layers = n_layers
+        self._layers = [_layers_from_window_up(curve, n_layers) for curve in curves]
         self._known: dict[tuple[tuple[SegmentKind, int, int | None], ...], Cost] = {}
 
     def __call__(self, sample: Sample) -> Cost:
@@ -64,26 +66,31 @@ class NominalCost:
         n = layout.n_tokens if layout is not None else 1
         prefill = float(n * self._n_layers)
         cost = Cost(plain=prefill, token_layers=prefill)
-        for curve in self._curves:
+        for curve, layers in zip(self._curves, self._layers, strict=True):
             plain = prefill * len(curve.center_layers)
-            cost += Cost(plain=plain, token_layers=self._replayed(curve, layout))
+            replayed = 0.0
+            if layout is not None:
+                replayed = float(_replayed(layout, curve.pathway, curve.option_span) * layers)
+            cost += Cost(plain=plain, token_layers=replayed)
         return cost
 
-    def _replayed(self, curve: CurveSpec, layout: Layout | None) -> float:
-        try:
-            if layout is None:
-                return 0.0
-            blocked = blocked_segments(layout, curve.pathway, curve.option_span)
-        except LayoutError:
-            return 0.0  # the worker will say so, for this sample
-        start = first_target(layout, blocked)
-        if start is None:
-            return 0.0
-        layers = sum(
-            self._n_layers - window_layers(center, curve.window, self._n_layers).start
-            for center in curve.center_layers
-        )
-        return float((layout.n_tokens - start) * layers)
+
+def _layers_from_window_up(curve: CurveSpec, n_layers: int) -> int:
+    """Summed over the curve's centre layers."""
+    return sum(
+        n_layers - window_layers(center, curve.window, n_layers).start
+        for center in curve.center_layers
+    )
+
+
+@lru_cache(maxsize=100_000)  # a sweep's samples share few shapes of prompt
+def _replayed(layout: Layout, pathway: Pathway, span: OptionSpan) -> int:
+    """Positions that a knockout changes."""
+    try:
+        start = first_target(layout, blocked_segments(layout, pathway, span))
+    except LayoutError:
+        return 0  # the worker will say so, for this sample
+    return 0 if start is None else layout.n_tokens - start
 
 
 def _pieces(sample: Sample, model: ModelConfig) -> list[tuple[SegmentKind, int, int | None]]:

@@ -7,11 +7,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from avflow.orchestrator.errors import AvflowError, ExitStatus
+
+if TYPE_CHECKING:
+    from avflow.orchestrator.config import SweepConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,6 +65,7 @@ def plan(config: Config, as_json: Json = False, limit: Limit = None) -> None:
 @app.command()
 def sweep(
     config: Config,
+    *,
     run: Annotated[Path, typer.Option(help="The run folder: results, logs, figures, MLflow.")],
     workers: Workers = None,
     limit: Limit = None,
@@ -69,7 +73,12 @@ def sweep(
     address: Address = None,
 ) -> None:
     """Run what the run folder lacks of a sweep. Running it again is resuming it."""
-    _run(config, run, workers, limit, executor, address, only_failed=False)
+    from avflow.orchestrator.config import load_config
+
+    loaded = load_config(config).with_execution(
+        workers=workers, limit=limit, executor=executor, address=address
+    )
+    _run(loaded, run, only_failed=False)
 
 
 @app.command()
@@ -83,32 +92,23 @@ def resume(
     address: Address = None,
 ) -> None:
     """Go on with a run from its own folder: what is missing, or what had failed."""
-    from avflow.orchestrator.paths import RunPaths
-
-    _run(RunPaths(run).sweep, run, workers, None, executor, address, only_failed=failed)
-
-
-def _run(
-    config: Path,
-    run: Path,
-    workers: int | None,
-    limit: int | None,
-    executor: Literal["ray", "local"] | None,
-    address: str | None,
-    *,
-    only_failed: bool,
-) -> None:
     from avflow.orchestrator.config import load_config
+    from avflow.orchestrator.errors import StoreError
     from avflow.orchestrator.paths import RunPaths
-    from avflow.orchestrator.report import write_report
+
+    stored = RunPaths(run).sweep
+    if not stored.is_file():
+        raise StoreError(f"{run} is no run folder: there is no {stored.name} in it")
+    loaded = load_config(stored).with_execution(workers=workers, executor=executor, address=address)
+    _run(loaded, run, only_failed=failed)
+
+
+def _run(config: "SweepConfig", run: Path, *, only_failed: bool) -> None:
     from avflow.orchestrator.sweep import run_sweep
 
-    loaded = load_config(config).with_execution(
-        workers=workers, limit=limit, executor=executor, address=address
-    )
-    outcome = run_sweep(loaded, run, only_failed=only_failed)
+    outcome = run_sweep(config, run, only_failed=only_failed)
     if outcome.exit_status in (ExitStatus.DONE, ExitStatus.WITH_FAILURES):
-        print(write_report(RunPaths(run)))
+        print(_report(run))
     print(outcome.summary)
     raise typer.Exit(outcome.exit_status)
 
@@ -158,10 +158,19 @@ def query(
 @app.command()
 def report(run: Run) -> None:
     """Draw the curves from the store into RUN/report, and say in words what was found."""
-    from avflow.orchestrator.paths import RunPaths
-    from avflow.orchestrator.report import write_report
+    print(_report(run))
 
-    print(write_report(RunPaths(run)))
+
+def _report(run: Path) -> str:
+    from avflow.orchestrator.outcome import read_outcome
+    from avflow.orchestrator.paths import RunPaths
+    from avflow.orchestrator.report import words, write_report
+    from avflow.orchestrator.run_folder import stored_config
+
+    paths = RunPaths(run)
+    outcome = read_outcome(paths, stored_config(paths))
+    write_report(paths, outcome)
+    return f"\nWhat was found:\n{words(outcome)}\n\nfigures:  {paths.report}"
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """`avflow inspect`: one sample of a sweep as its model sees it."""
 
-from collections.abc import Sequence
+import re
 from pathlib import Path
 
 from rich.console import Console
@@ -8,7 +8,7 @@ from rich.table import Table
 
 from avflow.datasets import decode_sample
 from avflow.datasets.sample import Sample
-from avflow.orchestrator.config import SweepConfig, load_config
+from avflow.orchestrator.config import ModelConfig, SweepConfig, load_config
 from avflow.orchestrator.data import load_samples
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.source import unknown
@@ -18,6 +18,8 @@ from avflow.workers.inspect import dump as write_dump
 from avflow.workers.inspect import edges_rows, layout_rows
 from avflow.workers.models import load
 from avflow.workers.models.base import Prepared
+
+_RUN = re.compile(r"(<\|\w+\|>)\1+")
 
 
 def inspect_sample(
@@ -44,7 +46,7 @@ def inspect_sample(
         console.print(f"\nwrote {dump}", highlight=False)
 
 
-def _model(config: SweepConfig, name: str | None):  # type: ignore[no-untyped-def]
+def _model(config: SweepConfig, name: str | None) -> ModelConfig:
     names = [model.name for model in config.models]
     if name is not None and name not in names:
         raise ConfigError(unknown("model", name, names))
@@ -82,13 +84,19 @@ def _show_layout(console: Console, prepared: Prepared) -> None:
     sample = prepared.sample
     console.print(f"{sample.sample_id}: {sample.task}, {sample.layout}", style="bold")
     console.print(f"{prepared.layout.n_tokens} tokens; answer {sample.answer_letter}\n")
-    console.print(prepared.prompt, markup=False, highlight=False)
+    console.print(_shortened(prepared.prompt), markup=False, highlight=False, soft_wrap=True)
     console.print()
     table = _columns("segment", "span", "tokens", "groups", "starts with")
     for row in layout_rows(prepared):
         span, groups = f"[{row.start}, {row.stop})", ", ".join(row.groups)
-        table.add_row(row.segment, span, str(row.n_tokens), groups, repr(row.text))
+        text = _shortened(row.text).replace("\n", "\\n")
+        table.add_row(row.segment, span, str(row.n_tokens), groups, text)
     console.print(table, markup=False)
+
+
+def _shortened(prompt: str) -> str:
+    """Runs of a placeholder as one, with their length."""
+    return _RUN.sub(lambda m: f"{m[1]}×{len(m[0]) // len(m[1])}", prompt)
 
 
 def _show_edges(console: Console, prepared: Prepared, pathway: Pathway) -> None:
@@ -96,7 +104,7 @@ def _show_edges(console: Console, prepared: Prepared, pathway: Pathway) -> None:
     table = _columns("these queries", "may not read", "edges a layer")
     total = 0
     for row in edges_rows(prepared, pathway):
-        table.add_row(row.target, _runs(row.sources), f"{row.n_edges:,}")
+        table.add_row(row.target, ", ".join(row.sources), f"{row.n_edges:,}")
         total += row.n_edges
     console.print(table, markup=False)
     console.print(f"{total:,} edges a layer are blocked")
@@ -107,7 +115,3 @@ def _columns(*names: str) -> Table:
     for name in names:
         table.add_column(name, overflow="fold")
     return table
-
-
-def _runs(names: Sequence[str]) -> str:
-    return ", ".join(names)

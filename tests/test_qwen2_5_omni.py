@@ -129,7 +129,8 @@ def official(model: LoadedModel, prepared: Prepared) -> tuple[torch.Tensor, torc
     """Logits and positions of the unmodified forward on the processor's outputs."""
     seen: dict[str, torch.Tensor] = {}
     hf: Any = model.hf_model
-    hook = hf.model.language_model.register_forward_pre_hook(
+    text = getattr(hf.model, "language_model", hf.model)
+    hook = text.register_forward_pre_hook(
         lambda _module, _args, kwargs: seen.update(positions=kwargs["position_ids"]),
         with_kwargs=True,
     )

@@ -27,7 +27,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "qwen2_5_omni": Family(
-        about="Qwen2.5-Omni's Thinker (3B, 7B, a folder of that layout; `testbed`: the shipped one)",
+        about="Qwen2.5-Omni's Thinker (3B, 7B, a folder like theirs; `testbed`: the shipped one)",
         describe=qwen2_5_omni.describe,
         load=qwen2_5_omni.load,
     ),

@@ -59,13 +59,24 @@ def read_config(spec: ModelSpec) -> tuple[dict[str, Any], str]:
                 _hash_file(file, digest)
         config = Path(path, "config.json")
     else:
-        from huggingface_hub import hf_hub_download
-
-        config = Path(hf_hub_download(path, "config.json", revision=spec.revision))
+        config = _fetch_config(spec, path)
         # The cache keeps a file under snapshots/<commit>/: a branch's name would not identify it.
         digest.update(f"{path}\0{config.parent.name}\0".encode())
         _hash_file(config, digest)
     return json.loads(config.read_text(encoding="utf-8")), digest.hexdigest()
+
+
+def _fetch_config(spec: ModelSpec, hub_id: str) -> Path:
+    """config.json of a hub checkpoint, from the local cache where there is no network."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(hub_id, "config.json", revision=spec.revision))
+    except OSError as error:  # the hub's own errors are all of this class
+        raise UnsupportedModelError(
+            f"model {spec.name}: can't read config.json of {hub_id} from the hub or its cache "
+            f"({type(error).__name__}); check the id, or give a local folder"
+        ) from error
 
 
 def _hash_file(path: Path, digest: "hashlib._Hash") -> None:

@@ -3,7 +3,7 @@
 One video with its sound is interleaved in chunks of `seconds_per_chunk`: the chunk's frame pairs,
 then its audio tokens. What transformers would let pass silently is checked here: the frame rate it
 assumes, the positions it computes from a missing argument, special tokens that differ between
-config and tokenizer. Written against transformers 5.23.
+config and tokenizer. Runs with transformers 5.17 and 5.23.
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,7 @@ DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
 _FRAME_MAX_PIXELS = 768 * 28 * 28
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 _ATTENTIONS = ("sdpa", "eager")
+_NOT_THINKING = ("talker.", "token2wav.")  # a full checkpoint's speech side
 _KNOWN_VALUES: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
     "use_sliding_window": (None, False),
@@ -140,14 +141,16 @@ def load(spec: ModelSpec, device: torch.device) -> QwenOmni:
         use_safetensors=True,
         output_loading_info=True,
     )
-    if lost := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
+    unknown = {key for key in report["unexpected_keys"] if not key.startswith(_NOT_THINKING)}
+    if lost := sorted({*report["missing_keys"], *unknown}):
         raise UnsupportedModelError(
             f"model {spec.name}: {len(lost)} weights missing or unknown in {path}: "
             f"{', '.join(lost[:5])} ..."
         )
     _check_agreement(spec, model.config, processor)
     model.eval().requires_grad_(False).to(device)
-    text = model.model.language_model
+    # Before transformers 5.21 the thinker held its encoders itself, beside the text model.
+    text = getattr(model.model, "language_model", model.model)
     media_spec = _media_spec(spec, processor)
     return QwenOmni(
         spec=spec,
@@ -286,7 +289,7 @@ def _positions(hf: Any, prepared: Prepared) -> Tensor:
     """
     inputs = prepared.tensors
     mel = inputs.get("feature_attention_mask")
-    hf.model.rope_deltas = None
+    (hf.model if hasattr(hf.model, "rope_deltas") else hf).rope_deltas = None
     positions, _ = hf.get_rope_index(
         inputs["input_ids"],
         image_grid_thw=inputs.get("image_grid_thw"),

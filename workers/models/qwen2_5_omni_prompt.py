@@ -151,15 +151,12 @@ def _process(
             sources.append(n_videos if item.kind == "video" else None)
         n_videos += item.kind == "video"
     spacing = videos[0].seconds_per_frame if videos else None
+    interleaving, for_videos = _interleaving(maker, prompt.sample, sources)
     batch = maker.processor(
         text=[prompt.text],
         videos=[item.frames for item in videos] or None,
         images=images or None,
         audio=waves or None,
-        load_audio_from_video=hears_videos(prompt.sample),
-        audio_from_video_indices=sources or None,
-        seconds_per_chunk=float(maker.config.seconds_per_chunk),
-        position_id_per_seconds=maker.config.position_id_per_seconds,
         images_kwargs={
             "size": {"shortest_edge": spec.image_min_pixels, "longest_edge": spec.image_max_pixels}
         },
@@ -167,16 +164,34 @@ def _process(
             # Left out, the processor would assume 2 frames a second whatever was sampled.
             "fps": 1 / spacing if spacing else spec.fps,
             "do_sample_frames": False,
-            "cap_pixels_per_frame": False,
             "size": {"shortest_edge": spec.frame_min_pixels, "longest_edge": spec.frame_max_pixels},
+            **for_videos,
         },
         audio_kwargs={"sampling_rate": spec.sample_rate},
         return_tensors="pt",
+        **interleaving,
     )
     tensors = {str(name): torch.as_tensor(value) for name, value in batch.items()}
     _check_frames(prompt.sample, videos, tensors, spec)
     _check_sounds(prompt.sample, tensors)
     return tensors
+
+
+def _interleaving(
+    maker: PromptMaker, sample: Sample, sources: Sequence[int | None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the processor, and its `videos_kwargs`, that weave sounds into their videos."""
+    clock = {
+        "seconds_per_chunk": float(maker.config.seconds_per_chunk),
+        "position_id_per_seconds": maker.config.position_id_per_seconds,
+    }
+    if not hasattr(maker.processor, "load_audio_from_video"):  # before transformers 5.23
+        return {}, {"use_audio_in_video": hears_videos(sample), **clock}
+    whose = {
+        "load_audio_from_video": hears_videos(sample),
+        "audio_from_video_indices": list(sources) or None,
+    }
+    return {**whose, **clock}, {"cap_pixels_per_frame": False}
 
 
 def _check_frames(

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
+from avflow.orchestrator.outcome import caveat
 from avflow.orchestrator.paths import slug
-from avflow.orchestrator.statistics import TaskState
+from avflow.orchestrator.results import TaskStatus
 from avflow.pathways import catalogue
-from avflow.pathways.layout import LayoutKind
 from avflow.pathways.pathway import Pathway
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _rows(pathways: list[Pathway]) -> Rows:
 
 
 def change_figure(
-    curves: pl.DataFrame, rows: Rows, tasks: Sequence[TaskState], *, title: str
+    curves: pl.DataFrame, rows: Rows, tasks: Sequence[TaskStatus], *, title: str
 ) -> Figure:
     """Draw `curves` (of one model, data set, variant and window): a panel for each row and task."""
     from matplotlib.figure import Figure
@@ -124,7 +124,7 @@ def _arrows(label: str) -> str:
 
 
 def _draw_panel(
-    axes: Axes, curves: pl.DataFrame, pathways: Sequence[Pathway], task: TaskState
+    axes: Axes, curves: pl.DataFrame, pathways: Sequence[Pathway], task: TaskStatus
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
@@ -147,9 +147,9 @@ def _draw_panel(
     axes.label_outer()
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(labelsize=7)
-    if task.note:
+    if caveat(task):
         axes.text(
-            0.5, 0.02, task.note, transform=axes.transAxes, ha="center", va="bottom", fontsize=7,
+            0.5, 0.02, caveat(task), transform=axes.transAxes, ha="center", va="bottom", fontsize=7,
             color=_WARNING,
         )  # fmt: skip
 
@@ -170,7 +170,7 @@ def _share_limits(figure: Figure, curves: pl.DataFrame) -> None:
         axes.set_ylim(bottom - margin, top + margin)
 
 
-def task_figure(curves: pl.DataFrame, task: TaskState, own: Sequence[Pathway] = ()) -> Figure:
+def task_figure(curves: pl.DataFrame, task: TaskStatus, own: Sequence[Pathway] = ()) -> Figure:
     """All pathways of one task: a panel for each row of each figure. `curves` are the task's."""
     from matplotlib.figure import Figure
 
@@ -189,7 +189,7 @@ def task_figure(curves: pl.DataFrame, task: TaskState, own: Sequence[Pathway] = 
 
 
 def sweep_figures(
-    curves: pl.DataFrame, tasks: Sequence[TaskState], own: Sequence[Pathway] = ()
+    curves: pl.DataFrame, tasks: Sequence[TaskStatus], own: Sequence[Pathway] = ()
 ) -> dict[str, Figure]:
     """Every figure for which there is a curve, by file stem.
 
@@ -217,15 +217,17 @@ def sweep_figures(
     return figures
 
 
-def _held(rows: Rows, curves: pl.DataFrame, layout: LayoutKind) -> Rows:
+def _held(rows: Rows, curves: pl.DataFrame, layout: str) -> Rows:
     """The pathways of this kind of prompt that have a curve, without empty rows."""
     names = set(curves["pathway"])
     held = (tuple(p for p in row if p.layout == layout and p.name in names) for row in rows)
     return tuple(row for row in held if row)
 
 
-def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write each figure as SVG and PNG under `folder`, made if missing; returns the paths."""
+def save_figures(
+    figures: Mapping[str, Figure], folder: Path, formats: Sequence[str] = ("svg", "png")
+) -> list[Path]:
+    """Write each figure in each format under `folder`, made if missing; returns the paths."""
     import matplotlib as mpl
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -234,10 +236,10 @@ def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     with mpl.rc_context({"svg.hashsalt": "avflow", "svg.fonttype": "none"}):
         for stem, figure in figures.items():
             if layout := figure.get_layout_engine():
-                layout.execute(figure)  # once for both files: half of the time
+                layout.execute(figure)  # once for all formats: half of the time
                 figure.set_layout_engine("none")
-            svg, png = folder / f"{stem}.svg", folder / f"{stem}.png"
-            figure.savefig(svg, metadata={"Date": None})
-            figure.savefig(png, dpi=150)
-            paths += [svg, png]
+            for suffix in formats:
+                path = folder / f"{stem}.{suffix}"
+                figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+                paths.append(path)
     return paths

@@ -6,14 +6,11 @@ so the curves of a sample set share one matrix of weights and their bootstrap is
 all curves of a task are thereby resampled alike, and their differences keep their pairing.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-
-from avflow.pathways.layout import LayoutKind
 
 CURVE: Final = ("model", "dataset", "task", "variant", "window", "pathway")
 """What names one curve of a figure."""
@@ -25,42 +22,6 @@ VERSION: Final = 1
 RESAMPLES: Final = 2_000
 CONFIDENCE: Final = 0.95
 _SEED: Final = 20_260_610  # any fixed number: the same cells must give the same band
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskState:
-    """How far a (model, data set, task) is: each of its `planned` samples ends as one of
-    `right` (its curves are stored), `wrong` (a wrong baseline has no curves) or `failed`."""
-
-    model: str
-    dataset: str
-    task: str
-    category: str
-    layout: LayoutKind
-    planned: int
-    right: int
-    wrong: int
-    failed: int
-
-    @property
-    def settled(self) -> int:
-        """Samples that need no more work."""
-        return self.right + self.wrong + self.failed
-
-    @property
-    def complete(self) -> bool:
-        """Whether the curves are final: a failed sample is left out of them."""
-        return self.settled >= self.planned
-
-    @property
-    def note(self) -> str:
-        """What a reader of the curves must know, "" if all is well."""
-        notes = []
-        if not self.complete:
-            notes.append(f"INCOMPLETE: {self.settled} of {self.planned} samples")
-        if self.failed:
-            notes.append(f"{self.failed} failed")
-        return ", ".join(notes)
 
 
 def curve_table(cells: pl.DataFrame) -> pl.DataFrame:

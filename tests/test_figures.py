@@ -17,7 +17,8 @@ from avflow.orchestrator.figures import (
     sweep_figures,
     task_figure,
 )
-from avflow.orchestrator.statistics import TaskState, curve_table
+from avflow.orchestrator.results import TaskStatus
+from avflow.orchestrator.statistics import curve_table
 from avflow.pathways import catalogue
 from avflow.pathways.pathway import Pathway
 
@@ -25,12 +26,12 @@ LAYERS = 6
 TASKS = {"sight": "single_video", "sound": "single_video", "match": "interleaved"}
 
 
-def state(task: str, **changes: Any) -> TaskState:
+def state(task: str, **changes: Any) -> TaskStatus:
     fields: dict[str, Any] = {
         "model": "tiny", "dataset": "testbed", "task": task, "category": task,
         "layout": TASKS[task], "planned": 9, "right": 8, "wrong": 1, "failed": 0,
     }  # fmt: skip
-    return TaskState(**fields | changes)
+    return TaskStatus(**fields | changes)
 
 
 @pytest.fixture(scope="module")

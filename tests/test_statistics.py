@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from avflow.orchestrator.findings import effects, findings
+from avflow.orchestrator.outcome import caveat, is_complete
+from avflow.orchestrator.results import TaskStatus
 from avflow.orchestrator.statistics import (
     CURVE,
     POINT,
-    TaskState,
     bootstrap_band,
     curve_table,
     peak_table,
@@ -164,15 +165,15 @@ def test_findings_are_headed_by_model_where_there_are_several() -> None:
 
 
 def test_a_task_is_complete_when_each_sample_has_an_end() -> None:
-    def state(right: int, wrong: int, failed: int) -> TaskState:
-        return TaskState(
+    def task(right: int, wrong: int, failed: int) -> TaskStatus:
+        return TaskStatus(
             model="tiny", dataset="testbed", task="sight", category="sight",
             layout="single_video", planned=10, right=right, wrong=wrong, failed=failed,
         )  # fmt: skip
 
-    assert state(7, 3, 0).complete
-    assert state(7, 3, 0).note == ""
-    assert state(7, 2, 1).complete
-    assert state(7, 2, 1).note == "1 failed"
-    assert not state(7, 2, 0).complete
-    assert state(7, 2, 0).note == "INCOMPLETE: 9 of 10 samples"
+    assert is_complete(task(7, 3, 0))
+    assert caveat(task(7, 3, 0)) == ""
+    assert is_complete(task(7, 2, 1))
+    assert caveat(task(7, 2, 1)) == "1 failed"
+    assert not is_complete(task(7, 2, 0))
+    assert caveat(task(7, 2, 0)) == "INCOMPLETE: 9 of 10 samples"

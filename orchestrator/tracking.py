@@ -1,0 +1,351 @@
+"""MLflow as a view of the store: flat runs, one a (model, data set, task, window, variant).
+
+The store is the truth; whatever is here can be made again from it. A run holds a metric a pathway
+with step = centre layer, so that MLflow's chart view draws the paper's panels by itself, a line a
+run (runs nested under a parent would leave that view empty).
+
+Publishing again changes nothing: a run is found by its `cell_key` and kept if its
+`publish_digest`, set last of all, is that of the numbers in the store. Otherwise a new run takes
+its place and the old one is deleted (softly), because MLflow's metrics can only be added to. Times
+are those of the sweep's creation. Only one process, the coordinator, writes.
+
+In the default SQLite store artifacts are addressed relative to the server (`mlflow-artifacts:`),
+not by absolute path, so that a run folder can be moved; they are put where `ui.serve`, or plain
+`mlflow ui` in the run folder, looks for them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import polars as pl
+
+from avflow.orchestrator import figures, report, statistics
+from avflow.orchestrator.config import SweepConfig
+from avflow.orchestrator.errors import AvflowError
+from avflow.orchestrator.identity import digest, identity_fields
+from avflow.orchestrator.outcome import Outcome, is_complete, read_outcome
+from avflow.orchestrator.paths import RunPaths, slug
+from avflow.orchestrator.results import TaskStatus
+from avflow.pathways.pathway import Pathway
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+LAYOUT_VERSION: Final = 1
+"""Counted up when the same numbers would be published in another form."""
+
+_PROXIED: Final = "mlflow-artifacts:/"
+_METRICS: Final = (
+    ("dp", "mean"),
+    ("dp_low", "low"),
+    ("dp_high", "high"),
+    ("flip", "flip"),
+    ("n", "n"),
+)  # name's prefix, column of the curve table
+_LONGEST_PARAM: Final = 6000
+_LONGEST_TAG: Final = 5000
+_NOTE: Final = """\
+**Step = centre layer** of the knockout window.
+
+`dp/PATHWAY` is the mean over correctly answered samples of (p_knockout - p_base) / p_base, where p
+is the probability of the predicted answer letter; `dp_low` and `dp_high` are its 95% bootstrap
+band, `flip` the share of samples whose answer changed, `n` their number. `peak_dp` and
+`peak_layer` say where a curve is furthest from zero. Figures: the run tagged `kind = sweep`.
+"""
+
+
+class TrackingError(AvflowError):
+    """MLflow can't be reached or written. Results are not touched by this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishReport:
+    """What `publish` did: numbers of MLflow runs."""
+
+    uri: str
+    experiment_id: str
+    created: int
+    replaced: int
+    unchanged: int
+    unfinished: int
+    """Tasks that wait for samples: not published, or published and marked so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """A run to be. `content` is what its artifacts are made of; `fill` makes them in a folder."""
+
+    key: str
+    name: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: tuple[tuple[str, float, int], ...]  # name, value, step
+    content: str
+    fill: Callable[[Path], None]
+
+    @property
+    def digest(self) -> str:
+        """Equal for drafts that would look alike. Twelve digits: the last bits of a mean depend on
+        the machine, and are no reason to replace a run."""
+        metrics = [(name, f"{value:.12g}", step) for name, value, step in self.metrics]
+        return digest([LAYOUT_VERSION, self.name, self.tags, self.params, metrics, self.content])
+
+
+def tracking_uri(paths: RunPaths, config: SweepConfig) -> str:
+    """Where the sweep is published."""
+    return config.mlflow.tracking_uri or f"sqlite:///{paths.mlflow.resolve().as_posix()}"
+
+
+def publish(paths: RunPaths, config: SweepConfig, *, complete_only: bool = True) -> PublishReport:
+    """Bring MLflow in line with the store; see the module.
+
+    `complete_only`: publish cells all of whose samples have ended, and the sweep's own run, with
+    its figures, once all cells have. Else publish what there is, marked `status = incomplete`.
+    Raises TrackingError if MLflow can't be reached or written.
+    """
+    uri = tracking_uri(paths, config)
+    outcome = read_outcome(paths, config)
+    with _mlflow_errors(uri, paths):
+        return _publish(outcome, paths, config, uri, complete_only)
+
+
+def _publish(
+    outcome: Outcome, paths: RunPaths, config: SweepConfig, uri: str, complete_only: bool
+) -> PublishReport:
+    shelf = _open_shelf(uri, paths, config, outcome.created_ms)
+    drafts = [
+        _cell_draft(outcome, config, task, key)
+        for task in outcome.tasks
+        if is_complete(task) or not complete_only
+        for key in outcome.cell_keys(task)
+    ]
+    unfinished = sum(not is_complete(task) for task in outcome.tasks)
+    if outcome.tasks and not (unfinished and complete_only):
+        drafts.append(_sweep_draft(outcome, config, paths))
+    done = Counter(shelf.put(draft) for draft in drafts)
+    return PublishReport(
+        uri=uri,
+        experiment_id=shelf.experiment_id,
+        created=done["created"],
+        replaced=done["replaced"],
+        unchanged=done["unchanged"],
+        unfinished=unfinished,
+    )
+
+
+def _cell_draft(
+    outcome: Outcome, config: SweepConfig, task: TaskStatus, cell: Mapping[str, Any]
+) -> _Draft:
+    """The run of one (model, dataset, task, window, variant)."""
+    curves = outcome.curves.filter(**cell).sort("pathway", "center_layer")
+    names = {key: str(value) for key, value in cell.items()}
+    status = "complete" if is_complete(task) else "incomplete"
+    identity = {key: str(value) for key, value in identity_fields(config.model(task.model)).items()}
+    counts = {"planned": task.planned, "right": task.right, "wrong": task.wrong}
+    return _Draft(
+        key="{model}/{dataset}/{task}/k{window}/{variant}".format(**names),
+        name=_run_name(config, cell),
+        tags={"kind": "cell", "status": status, "category": task.category, **names},
+        params={f"model.{key}": value for key, value in identity.items()}
+        | names
+        | {f"samples.{key}": str(value) for key, value in counts.items()}
+        | {"samples.failed": str(task.failed)},
+        metrics=tuple(_curve_metrics(curves)),
+        content=curves.write_csv(float_precision=12),
+        fill=partial(_fill_cell, curves, task, outcome.own),
+    )
+
+
+def _fill_cell(
+    curves: pl.DataFrame, task: TaskStatus, own: Sequence[Pathway], folder: Path
+) -> None:
+    curves.write_csv(folder / "curves.csv")
+    drawn = {slug(task.task): figures.task_figure(curves, task, own)}
+    figures.save_figures(drawn, folder / "figures", formats=("png",))
+
+
+def _run_name(config: SweepConfig, cell: Mapping[str, Any]) -> str:
+    """The task, and what else tells the sweep's runs apart: legends have little room."""
+    several = {
+        "model": len(config.models) > 1,
+        "dataset": len(config.datasets) > 1,
+        "task": True,
+        "window": len({w for asked in config.experiments for w in asked.windows}) > 1,
+        "variant": len({asked.option_span for asked in config.experiments}) > 1,
+    }
+    shown = {**cell, "window": f"k={cell['window']}"}
+    return " · ".join(str(shown[key]) for key, varies in several.items() if varies)
+
+
+def _curve_metrics(curves: pl.DataFrame) -> Iterator[tuple[str, float, int]]:
+    """Name, value, step. MLflow takes A-Z a-z 0-9 _ - . / : and spaces in names, so no arrows."""
+    for row in curves.iter_rows(named=True):
+        for prefix, column in _METRICS:
+            if row[column] is not None:
+                yield f"{prefix}/{row['pathway']}", float(row[column]), row["center_layer"]
+    for row in statistics.peak_table(curves).iter_rows(named=True):
+        yield f"peak_dp/{row['pathway']}", row["mean"], 0
+        yield f"peak_layer/{row['pathway']}", float(row["center_layer"]), 0
+
+
+def _sweep_draft(outcome: Outcome, config: SweepConfig, paths: RunPaths) -> _Draft:
+    """The run of the sweep as a whole: figures, words, tables, failures, config."""
+    totals = {
+        f"samples/{name}": sum(getattr(task, name) for task in outcome.tasks)
+        for name in ("planned", "right", "wrong", "failed")
+    }
+    complete = sum(is_complete(task) for task in outcome.tasks)
+    status = "complete" if complete == len(outcome.tasks) else "incomplete"
+    totals |= {"tasks/complete": complete, "tasks/planned": len(outcome.tasks)}
+    found = "\n".join(f"- {line}" for line in report.words(outcome).splitlines())
+    return _Draft(
+        key="sweep",
+        name=f"sweep: {config.name}",
+        tags={"kind": "sweep", "status": status, "mlflow.note.content": found},
+        params={},
+        metrics=tuple((name, float(value), 0) for name, value in totals.items()),
+        content=report.report_digest(outcome),
+        fill=partial(_fill_sweep, outcome, paths),
+    )
+
+
+def _fill_sweep(outcome: Outcome, paths: RunPaths, folder: Path) -> None:
+    report.write_report(paths, outcome)
+    shutil.copytree(paths.report, folder / "report")
+    shutil.copy(paths.sweep, folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shelf:
+    """One sweep's runs in one experiment."""
+
+    client: MlflowClient
+    experiment_id: str
+    sweep: str
+    created_ms: int
+    artifacts: Path | None
+    """Where the server of the default store looks for artifacts; None: ask MLflow to put them."""
+    held: Mapping[str, Sequence[Run]]
+
+    def put(self, draft: _Draft) -> Literal["created", "replaced", "unchanged"]:
+        """Make the draft the one run of its key."""
+        held = self.held.get(draft.key, ())
+        wanted = draft.digest
+        kept = next((run for run in held if run.data.tags.get("publish_digest") == wanted), None)
+        if kept is None:
+            self._create(draft, wanted)
+        for run in held:  # also what an earlier publication left half done
+            if run is not kept:
+                self.client.delete_run(run.info.run_id)
+        if kept is not None:
+            return "unchanged"
+        return "replaced" if held else "created"
+
+    def _create(self, draft: _Draft, wanted: str) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        # The chart view lists the newest first: the sweep's own run, without curves, goes last.
+        start = self.created_ms - (draft.key == "sweep")
+        tags = {"cell_key": draft.key, "sweep_id": self.sweep}
+        run = self.client.create_run(
+            self.experiment_id, start_time=start, run_name=draft.name, tags=tags
+        )
+        run_id = run.info.run_id
+        self.client.log_batch(
+            run_id,
+            metrics=[Metric(name, value, start, step) for name, value, step in draft.metrics],
+            params=[Param(name, value[:_LONGEST_PARAM]) for name, value in draft.params.items()],
+            tags=[RunTag(name, value[:_LONGEST_TAG]) for name, value in draft.tags.items()],
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            draft.fill(Path(folder))
+            self._upload(run, Path(folder))
+        self.client.set_terminated(run_id, end_time=start)
+        self.client.set_tag(run_id, "publish_digest", wanted)
+
+    def _upload(self, run: Run, folder: Path) -> None:
+        uri = run.info.artifact_uri
+        if self.artifacts is not None and uri.startswith(_PROXIED):
+            shutil.copytree(folder, self.artifacts / uri.removeprefix(_PROXIED), dirs_exist_ok=True)
+        else:
+            self.client.log_artifacts(run.info.run_id, str(folder))
+
+
+def _open_shelf(uri: str, paths: RunPaths, config: SweepConfig, created_ms: int) -> _Shelf:
+    client = connect(uri)
+    own_store = config.mlflow.tracking_uri is None
+    experiment = client.get_experiment_by_name(config.name)
+    if experiment is None:
+        location = f"{_PROXIED}{slug(config.name)}" if own_store else None
+        experiment_id = client.create_experiment(config.name, artifact_location=location)
+        client.set_experiment_tag(experiment_id, "mlflow.note.content", _NOTE)
+    else:
+        experiment_id = experiment.experiment_id
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment_id)
+    sweep = digest(identity_fields(config))[:12]
+    held: dict[str, list[Run]] = {}
+    for run in _runs(client, experiment_id, f"tags.sweep_id = '{sweep}'"):
+        held.setdefault(run.data.tags["cell_key"], []).append(run)
+    return _Shelf(
+        client=client,
+        experiment_id=experiment_id,
+        sweep=sweep,
+        created_ms=created_ms,
+        artifacts=paths.mlflow_artifacts if own_store else None,
+        held=held,
+    )
+
+
+def _runs(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Run]:
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def connect(uri: str) -> MlflowClient:
+    """A quiet client: no telemetry, no minutes of retries while a server is down."""
+    _settle_environment()
+    from mlflow import MlflowClient
+
+    for chatty in ("alembic", "mlflow.store.db.utils"):  # a new store's migrations, line by line
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _settle_environment() -> None:
+    """Before mlflow is imported; whatever a person has set stays."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+
+
+@contextmanager
+def _mlflow_errors(uri: str, paths: RunPaths) -> Iterator[None]:
+    """Turn whatever a store or server raises into a TrackingError that says what to do."""
+    _settle_environment()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise TrackingError(
+            f"MLflow at {uri} can't be written: {error}. The results in {paths.root} are not "
+            f"touched by this; publish them later with: avflow track {paths.root}"
+        ) from error

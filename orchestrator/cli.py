@@ -257,9 +257,9 @@ def schema() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        import avflow
+        from importlib.metadata import version
 
-        print(f"avflow {avflow.__version__}")
+        print(f"avflow {version('avflow')}")
         raise typer.Exit
 
 

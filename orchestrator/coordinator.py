@@ -151,6 +151,7 @@ class Coordinator:
                 while not self._queue.finished and time.monotonic() < self._drain_until:
                     self._step()
             self._recorder.commit()
+            self._progress.show(self._snapshot(), time.monotonic())
         finally:
             self._executor.shutdown()
         return Outcome(signal=self._stop.number, failures=self._failures, given_up=self._given_up)

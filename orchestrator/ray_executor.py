@@ -58,7 +58,8 @@ class RayExecutor:
         """Start Ray on this machine, or join the cluster at `address` ("auto", "host:port").
 
         At most `workers` at a time; None: as many as the GPUs hold. Without GPUs in the cluster
-        workers run on CPUs, with `threads` of torch each (None: as many as that fills). Raises ConfigError when the cluster can't be reached.
+        workers run on CPUs, with `threads` of torch each; None: as many as that fills.
+        Raises ConfigError when the cluster can't be reached.
         """
         self._owns_ray = start_ray(address)
         self._all_gpus, cpus = cluster_room()

@@ -1,0 +1,148 @@
+"""Run sweeps in processes that SIGKILL themselves at a chosen moment. `kill_harness.py CONFIG`
+
+Each line of standard input is a step, JSON: {"run": FOLDER, "signal": "KILL", "at": "curve:3"};
+without `at` it runs undisturbed. Each is a process of its own, forked from this one so that the
+imports are paid once. It answers with a JSON line: how it ended, the curves it handed to the
+store, how often each kind of moment came, and a digest of the cells that the folder then has.
+
+Moments: `load` (the model), `decode` (a sample), `curve` and `sample` (handed to the store, not yet
+durable), and in each atomic write `torn` (half a draft is on disk), `fsync` (before it), `renamed`
+(before the folder is synced). `:n` is the n-th, from 1.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import stat
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import transformers  # noqa: F401  (paid once, before the forks)
+
+from avflow.orchestrator import executors, store, sweep
+from avflow.orchestrator.config import load_config
+from avflow.orchestrator.progress import Silent
+from avflow.workers import run_unit  # noqa: F401
+from avflow.workers.actor import ModelWorker
+
+
+class Moments:
+    """Counts moments, writes them down, and strikes at one."""
+
+    def __init__(self, ledger: Path, strike_at: str | None, number: int) -> None:
+        self._ledger = ledger.open("a")
+        self._strike_at = strike_at
+        self._number = number
+        self._seen: Counter[str] = Counter()
+
+    def pass_by(self, moment: str, about: str = "") -> bool:
+        """Whether to strike now; the caller may do some damage first."""
+        self._seen[moment] += 1
+        self._ledger.write(f"{moment}\t{about}\n")
+        self._ledger.flush()
+        return f"{moment}:{self._seen[moment]}" == self._strike_at
+
+    def strike(self) -> None:
+        os.kill(os.getpid(), self._number)
+
+    def before(self, owner: Any, name: str, moment: str, about: Callable[..., str]) -> None:
+        """Let the moment pass by before each call of a function."""
+        real = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if self.pass_by(moment, about(*args)):
+                self.strike()
+            return real(*args, **kwargs)
+
+        setattr(owner, name, watched)
+
+
+def watch(moments: Moments) -> None:
+    """Put the moments where they belong, and commit each unit apart."""
+    store.COMMIT_UNITS = 1
+    sweep._Tracker.finish = lambda self: None  # MLflow has tests of its own
+    sweep._Tracker.request = lambda self: None
+    moments.before(ModelWorker, "__init__", "load", lambda *_: "")
+    moments.before(executors, "decode_unit", "decode", lambda unit, _: unit.unit_id)
+    add = store.ResultStore
+    moments.before(add, "add_curve", "curve", lambda _, u, done: f"{u.unit_id} {done.curve}")
+    moments.before(add, "add_sample", "sample", lambda _, u, done: u.unit_id)
+    real_fsync, real_replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode) and moments.pass_by("torn"):
+            os.ftruncate(descriptor, found.st_size // 2)
+            moments.strike()
+        if moments.pass_by("fsync"):
+            moments.strike()
+        real_fsync(descriptor)
+
+    def replace(self: Path, target: Path) -> Path:
+        placed = real_replace(self, target)
+        if moments.pass_by("renamed"):
+            moments.strike()
+        return placed
+
+    os.fsync, Path.replace = fsync, replace  # type: ignore[method-assign]
+
+
+def run_step(config: str, step: dict[str, str], ledger: Path) -> int:
+    """In the child: the driver's own process."""
+    number = getattr(signal, "SIG" + step.get("signal", "KILL"))
+    watch(Moments(ledger, step.get("at"), number))
+    return sweep.run_sweep(load_config(config), Path(step["run"]), progress=Silent()).exit_status
+
+
+def cells_digest(run: Path) -> str:
+    """Of the cells without their order. Raises if a part is not whole."""
+    tables = [pq.read_table(part, partitioning=None) for part in run.glob("cells/**/*.parquet")]
+    if not tables:
+        return "none"
+    keys = [("job_id", "ascending"), ("sample_id", "ascending")]
+    table = pa.concat_tables(tables).sort_by(keys)
+    return hashlib.sha256(json.dumps(table.to_pylist()).encode()).hexdigest()
+
+
+def answer(config: str, step: dict[str, str]) -> dict[str, Any]:
+    """Fork the driver, wait for its end, and look at what it left."""
+    run = Path(step["run"])
+    run.mkdir(parents=True, exist_ok=True)
+    ledger = run / f"ledger-{len(list(run.glob('ledger-*')))}.txt"
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = run_step(config, step, ledger)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    passed = [line.split("\t") for line in ledger.read_text().splitlines()]
+    return {
+        "ended": os.waitstatus_to_exitcode(ended),
+        "curves": [about for moment, about in passed if moment == "curve"],
+        "moments": Counter(moment for moment, _ in passed),
+        "cells": cells_digest(run),
+        "stored": stored_curves(run),
+    }
+
+
+def stored_curves(run: Path) -> list[str]:
+    from avflow.orchestrator.paths import RunPaths
+    from avflow.orchestrator.stored import stored_state
+
+    return [f"{unit} {curve}" for unit, curve in stored_state(RunPaths(run)).curves]
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(json.dumps(answer(sys.argv[1], json.loads(line))), flush=True)

@@ -1,0 +1,116 @@
+"""The driver is killed at any moment: what was stored is whole, and the next run does the rest."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_sweep import write_sweep
+
+HARNESS = Path(__file__).with_name("kill_harness.py")
+SIGKILLED = -9
+Steps = Callable[[Sequence[dict[str, str]]], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Steps]:
+    """Run steps, one after the other, in one harness; see there."""
+    config = write_sweep(tmp_path_factory.mktemp("kill"))
+    with subprocess.Popen(
+        [sys.executable, str(HARNESS), str(config)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as harness:
+        assert harness.stdin is not None
+        assert harness.stdout is not None
+
+        def run(wanted: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+            answers = []
+            for step in wanted:
+                print(json.dumps(step), file=harness.stdin, flush=True)
+                answers.append(json.loads(harness.stdout.readline()))
+            return answers
+
+        yield run
+        harness.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(steps: Steps, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a run that nobody kills does."""
+    (step,) = steps([{"run": str(tmp_path_factory.mktemp("undisturbed"))}])
+    assert step["ended"] == 0
+    assert sorted(step["curves"]) == sorted(step["stored"])
+    return step
+
+
+def check_killed_and_resumed(
+    steps: Steps, undisturbed: dict[str, Any], root: Path, moments: Sequence[str]
+) -> None:
+    """Kill at each moment in a folder of its own, and run the same command again."""
+    wanted = []
+    for moment in moments:
+        run = str(root / moment.replace(":", "-"))
+        wanted += [{"run": run, "at": moment}, {"run": run}]
+    done = steps(wanted)
+    for moment, killed, resumed in zip(moments, done[::2], done[1::2], strict=True):
+        assert killed["ended"] == SIGKILLED, moment
+        assert resumed["ended"] == 0, moment
+        kept, rerun = set(killed["stored"]), resumed["curves"]
+        assert len(rerun) == len(set(rerun)), moment
+        assert not kept & set(rerun), f"{moment}: what was stored ran again"
+        assert kept | set(rerun) == set(undisturbed["stored"]), moment
+        assert resumed["cells"] == undisturbed["cells"], moment
+
+
+def test_killed_while_loading_midway_and_in_a_commit(
+    steps: Steps, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    in_a_commit = undisturbed["moments"]["torn"] - 2  # the first ones write the plan
+    moments = ["load:1", "curve:10", f"torn:{in_a_commit}"]
+    check_killed_and_resumed(steps, undisturbed, tmp_path, moments)
+
+
+@pytest.mark.slow
+def test_killed_at_thirty_seeded_moments(
+    steps: Steps, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    rng = random.Random(2606)
+    passed = {kind: n for kind, n in undisturbed["moments"].items() if kind != "load"}
+    everywhere = [f"{kind}:{n}" for kind, times in passed.items() for n in range(1, times + 1)]
+    moments = ["load:1", *rng.sample(everywhere, 29)]
+    assert {moment.partition(":")[0] for moment in moments} == set(undisturbed["moments"])
+    check_killed_and_resumed(steps, undisturbed, tmp_path, moments)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_still_arrives(
+    steps: Steps, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    moments = ["decode:2", "fsync:9", "curve:3", "renamed:6", "torn:8", "load:1"]
+    run = str(tmp_path / "run")
+    *killed, last = steps([{"run": run, "at": moment} for moment in moments] + [{"run": run}])
+    assert [step["ended"] for step in killed] == [SIGKILLED] * len(moments)
+    assert last["ended"] == 0
+    assert last["cells"] == undisturbed["cells"]
+
+
+@pytest.mark.parametrize(("name", "status"), [("INT", 130), ("TERM", 143)])
+def test_a_signal_drains_commits_and_says_so(
+    steps: Steps, undisturbed: dict[str, Any], tmp_path: Path, name: str, status: int
+) -> None:
+    run = str(tmp_path / "run")
+    stopped, resumed = steps([{"run": run, "signal": name, "at": "curve:2"}, {"run": run}])
+    assert stopped["ended"] == status
+    assert set(stopped["stored"]) == set(stopped["curves"]), "all that came out was committed"
+    assert 0 < len(stopped["stored"]) < len(undisturbed["stored"])
+    assert not set(stopped["stored"]) & set(resumed["curves"])
+    assert resumed["ended"] == 0
+    assert resumed["cells"] == undisturbed["cells"]

@@ -5,10 +5,13 @@ long and a token of text `CHARS_PER_TOKEN` characters. What was really executed 
 engine, in the samples table.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,12 +22,16 @@ from avflow.pathways.pathway import Pathway, blocked_segments, first_target
 from avflow.pathways.windows import window_layers
 from avflow.workers.protocol import CurveSpec
 
+if TYPE_CHECKING:
+    from avflow.workers.models.base import ModelInfo
+
 CLIP_S = 20
 CHARS_PER_TOKEN = 4
 AUDIO_TOKENS_PER_S = 25
 FRAME_TOKENS = 144  # where the checkpoint's own budget decides
 IMAGE_TOKENS = 576
 SYSTEM_TOKENS = 40
+GPU_FLOPS = 2e14  # a second: a fifth of an H100's peak in bfloat16
 TEXT_STEP = 16  # texts are rounded up to this many tokens, so that few prompts differ
 
 
@@ -33,26 +40,36 @@ class Cost:
     """Token-layers (one position through one decoder layer). Costs add.
 
     `plain`: one full forward a cell, and one a baseline; `token_layers`: the same cells with the
-    prefix and the layers below the window shared.
+    prefix and the layers below the window shared; `flops` those of its matrices (attention's own
+    and the encoders' left out).
     """
 
     plain: float = 0.0
     token_layers: float = 0.0
+    flops: float = 0.0
 
-    def __add__(self, other: "Cost") -> "Cost":
+    def __add__(self, other: Cost) -> Cost:
         return Cost(
-            plain=self.plain + other.plain, token_layers=self.token_layers + other.token_layers
+            plain=self.plain + other.plain,
+            token_layers=self.token_layers + other.token_layers,
+            flops=self.flops + other.flops,
         )
+
+    @property
+    def gpu_hours(self) -> float:
+        """At `GPU_FLOPS`."""
+        return self.flops / GPU_FLOPS / 3600
 
 
 class NominalCost:
     """The cost of a sample with these curves; one computation a shape of prompt."""
 
-    def __init__(self, curves: Sequence[CurveSpec], model: ModelConfig, n_layers: int) -> None:
+    def __init__(self, curves: Sequence[CurveSpec], model: ModelConfig, info: ModelInfo) -> None:
         self._curves = curves
         self._model = model
-        self._n_layers = n_layers
-        self._layers = [_layers_from_window_up(curve, n_layers) for curve in curves]
+        self._n_layers = info.n_layers
+        self._flops = _flops_of_token_layer(info)
+        self._layers = [_layers_from_window_up(curve, info.n_layers) for curve in curves]
         self._known: dict[tuple[tuple[SegmentKind, int, int | None], ...], Cost] = {}
 
     def __call__(self, sample: Sample) -> Cost:
@@ -72,7 +89,14 @@ class NominalCost:
             if layout is not None:
                 replayed = float(_replayed(layout, curve.pathway, curve.option_span) * layers)
             cost += Cost(plain=plain, token_layers=replayed)
-        return cost
+        return replace(cost, flops=cost.token_layers * self._flops)
+
+
+def _flops_of_token_layer(info: ModelInfo) -> float:
+    """Projections and the MLP of one position in one layer, multiply-adds counted twice."""
+    head = info.hidden_size // info.n_heads
+    attention = 2 * (info.n_heads + info.n_kv_heads) * head
+    return 2.0 * info.hidden_size * (attention + 3 * info.intermediate_size)
 
 
 def _layers_from_window_up(curve: CurveSpec, n_layers: int) -> int:

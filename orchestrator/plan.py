@@ -357,7 +357,7 @@ def _units(
         model = config.model(group.model)
         curves = tuple(curve.spec for curve in group.curves)
         wanted = frozenset(curve.key for curve in curves)
-        estimate = NominalCost(curves, model, models[group.model].n_layers)
+        estimate = NominalCost(curves, model, models[group.model])
         for sample in samples[group.dataset]:
             if (sample.task, sample.layout) != (group.task, group.layout):
                 continue

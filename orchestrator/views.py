@@ -32,11 +32,14 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 def show_plan(plan: "Plan", *, as_json: bool) -> None:
     """Counts and nominal costs, then a line a (model, data set, task)."""
+    from avflow.orchestrator.cost import GPU_FLOPS
+
     counts = asdict(plan.counts())
     cost = {
         "token_layers_plain": plan.cost.plain,
         "token_layers": plan.cost.token_layers,
         "reuse": plan.cost.plain / plan.cost.token_layers if plan.cost.token_layers else 1.0,
+        "gpu_hours": plan.cost.gpu_hours,
     }
     if as_json:
         print(json.dumps(counts | cost))
@@ -56,6 +59,7 @@ def show_plan(plan: "Plan", *, as_json: bool) -> None:
         "token-layers",
         f"With shared prefixes: {cost['token_layers']:.3g} token-layers, {cost['reuse']:.1f} times "
         "less (nominal prompt lengths, every baseline correct)",
+        f"About {cost['gpu_hours']:.2g} GPU-hours at {GPU_FLOPS:.0e} FLOP/s",
         sep="\n",
         highlight=False,
     )

@@ -25,6 +25,10 @@ from avflow.datasets.testbed.questions import (
 )
 from avflow.datasets.testbed.samples import option_parts
 from avflow.datasets.testbed.world import CLIP_SECONDS, N_CLASSES, sample_scene
+from training.flow import AUDIO as AUDIO_KIND
+from training.flow import FREE, RULES, TEXT, Rule, Tokens, blanked, stage_masks
+from training.flow import IMAGE as IMAGE_KIND
+from training.flow import VIDEO as VIDEO_KIND
 from training.model import MEL_PER_SECOND, SYSTEM, TOKENS_PER_SECOND, VIDEO_TOKENS
 
 CLIP_TASKS = tuple(task.name for task in TASKS if task.layout == "single_video")
@@ -47,8 +51,10 @@ HEADS: dict[str, tuple[int, int]] = {
     "anchor_task": (2, len(CLIP_TASKS)),
     "anchor_answer": (4, 2 * N_CLASSES),
     "reference_match": (4, N_OPTIONS),
+    "option_answer": (5, 2 * N_CLASSES),
     "option_letter": (6, N_OPTIONS + 1),
 }
+RULED = 0.4  # share of clips under one of `RULES`
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
 
@@ -57,15 +63,21 @@ HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
 class Row:
     """One sequence under construction; `labels` holds (head, position, distribution)."""
 
+    rule: Rule = FREE
     ids: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
+    kinds: list[int] = field(default_factory=list)
+    units: list[int] = field(default_factory=list)
+    late: list[bool] = field(default_factory=list)
     positions: list[Tensor] = field(default_factory=list)  # [3, n] pieces
     labels: list[tuple[str, int, dict[int, float]]] = field(default_factory=list)
     media: list[tuple[str, int, int]] = field(default_factory=list)  # sense, position, bank row
     lasts: list[tuple[int, int, int, bool]] = field(default_factory=list)  # pos, letter, task, full
 
     def tag(self, head: str, at: Sequence[int], answer: int) -> None:
-        """Ask `answer` of `head` at each of the positions `at`."""
+        """Ask `answer` of `head` at each of the positions `at`, unless the rule forbids."""
+        if head in self.rule.tags:
+            return
         self.labels.extend((head, position, {answer: 1.0}) for position in at)
 
 
@@ -75,7 +87,8 @@ class Batch:
 
     ids: Tensor  # [B, S]
     positions: Tensor  # [3, B, S]
-    mask: Tensor  # bool [B, 1, S, S], True = may attend
+    masks: tuple[Tensor, ...]  # a stage: bool [B, 1, S, S], True = may attend
+    blanked: Tensor  # bool [B, S]: embedded as zeros
     media: dict[str, tuple[Tensor, Tensor, Tensor]]  # sense -> rows, positions, bank rows
     labels: dict[str, tuple[Tensor, Tensor, Tensor]]  # head -> rows, positions, distributions
     lasts: tuple[Tensor, Tensor]  # rows, positions
@@ -115,40 +128,54 @@ class Composer:
             for class_ in range(N_CLASSES)
         }
 
-    def batch(self, n_clips: int, n_matching: int, weights: Sequence[float], asks: int) -> Batch:
+    def batch(
+        self, n_clips: int, n_matching: int, weights: Sequence[float], asks: int, guided: float
+    ) -> Batch:
         """`n_clips` clips with `asks` questions each and `n_matching` sets of candidates.
 
-        `weights`: relative share of each of `CLIP_TASKS` among the questions.
+        `weights`: relative share of each of `CLIP_TASKS` among the questions. `guided`: the share
+        of rows under the masks that guide the flow.
         """
         rows = [self._clip_row(weights, asks) for _ in range(n_clips)]
         rows += [self._matching_row(MATCHING_TASKS[i % 2]) for i in range(n_matching)]
-        return _collate(rows)
+        guides = [self._rng.random() < guided for _ in rows]
+        return _collate(rows, guides)
 
     def _item(self, sense: str, standalone: bool, class_: int) -> int:
         return self._rng.choice(self._bank_rows[sense, standalone, class_])
 
-    def _extend(self, row: Row, text: str, block: int) -> range:
-        """Append a text's tokens; the positions they take."""
-        tokens = self._tokenize(text)
-        return self._extend_ids(row, tokens, block)
+    def _extend(self, row: Row, text: str, block: int, *, late: bool = False) -> range:
+        """Append a text's tokens; the positions they take. `late`: after the question."""
+        return self._extend_ids(row, self._tokenize(text), block, late=late)
 
     @staticmethod
-    def _extend_ids(row: Row, tokens: Sequence[int], block: int) -> range:
-        start = len(row.ids)
+    def _extend_ids(
+        row: Row, tokens: Sequence[int], block: int, *, kind: int = TEXT, late: bool = False
+    ) -> range:
+        start, count = len(row.ids), len(tokens)
         row.ids.extend(tokens)
-        row.blocks.extend([block] * len(tokens))
-        return range(start, len(row.ids))
+        row.blocks.extend([block] * count)
+        row.kinds.extend([kind] * count)
+        row.units.extend([len(row.media)] * count)
+        row.late.extend([late] * count)
+        return range(start, start + count)
 
     def _media(self, row: Row, kind: str, standalone: bool, class_: int, block: int) -> range:
         """Append one second's (or one standalone item's) tokens of one sense."""
         sense = "sound" if kind == "audio" else "sight"
         count = TOKENS_PER_SECOND if kind == "audio" else VIDEO_TOKENS
-        at = self._extend_ids(row, [self._token[kind]] * count, block)
+        number = {"video": VIDEO_KIND, "audio": AUDIO_KIND, "image": IMAGE_KIND}[kind]
+        at = self._extend_ids(row, [self._token[kind]] * count, block, kind=number)
         row.media.append((sense, at.start, self._item(sense, standalone, class_)))
         return at
 
     def _clip_row(self, weights: Sequence[float], asks: int) -> Row:
-        rng, row = self._rng, Row()
+        rng = self._rng
+        row = Row(rule=rng.choice(RULES) if rng.random() < RULED else FREE)
+        allowed = [
+            0.0 if task in row.rule.tasks else weight
+            for task, weight in zip(CLIP_TASKS, weights, strict=True)
+        ]
         seconds = rng.choice((2, 3, 4, CLIP_SECONDS, CLIP_SECONDS, CLIP_SECONDS))
         scene = sample_scene(rng, seconds=seconds)
         self._extend(row, HEAD + "<|vision_bos|><|audio_bos|>", 0)
@@ -166,7 +193,7 @@ class Composer:
         self._extend(row, "<|audio_eos|><|vision_eos|>", 0)
         prefix = len(row.ids)
         for block in range(1, asks + 1):
-            task = rng.choices(CLIP_TASKS, weights)[0]
+            task = rng.choices(CLIP_TASKS, allowed)[0]
             question = ask(task, scene, rng, answer=rng.randrange(N_OPTIONS))
             present = scene.colours if question.asks_colour else scene.sounds
             self._ask_about_clip(row, question, present, block)
@@ -184,13 +211,15 @@ class Composer:
             present if question.task in ("sight", "sound") else (question.options[question.answer],)
         )
         shift = 0 if question.asks_colour else N_CLASSES
-        row.labels.append(("anchor_answer", position, {shift + c: 1 / len(right) for c in right}))
+        sought = {shift + c: 1 / len(right) for c in right}
+        row.labels.append(("anchor_answer", position, sought))
         for part in option_parts(question.option_words):
-            at = self._extend(row, part.text, block)
+            at = self._extend(row, part.text, block, late=True)
             if part.role == "option_text":
                 is_right = part.index == question.answer
+                row.labels.append(("option_answer", at[1], sought))
                 row.tag("option_letter", [at[1]], question.answer if is_right else N_OPTIONS)
-        at = self._extend(row, TAIL, block)
+        at = self._extend(row, TAIL, block, late=True)
         task = TASK_NAMES.index(question.task)
         full = len(present) == CLIP_SECONDS
         row.lasts.append((at[-1], self._letter(question.answer), task, full))
@@ -212,8 +241,8 @@ class Composer:
             row.tag("standalone_own", at, classes[answer])
             row.tag("reference_match", at, answer)
             for part in option_parts(matching_options(task)):
-                self._extend(row, part.text, block)
-            at = self._extend(row, TAIL, block)
+                self._extend(row, part.text, block, late=True)
+            at = self._extend(row, TAIL, block, late=True)
             row.lasts.append((at[-1], self._letter(answer), TASK_NAMES.index(task), True))
             self._place(row, prefix, block, (task,), 1)
         return row
@@ -262,23 +291,28 @@ def _rope(
     return positions[:, 0]
 
 
-def _collate(rows: list[Row]) -> Batch:
+def _collate(rows: list[Row], guides: list[bool]) -> Batch:
     length = max(len(row.ids) for row in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    blocks = torch.full((len(rows), length), -1)
+
+    def padded(lists: list[list[int]], filler: int) -> Tensor:
+        return torch.tensor([list_ + [filler] * (length - len(list_)) for list_ in lists])
+
     positions = torch.zeros(3, len(rows), length, dtype=torch.long)
     for index, row in enumerate(rows):
-        n = len(row.ids)
-        ids[index, :n] = torch.tensor(row.ids)
-        blocks[index, :n] = torch.tensor(row.blocks)
-        positions[:, index, :n] = torch.cat(row.positions, 1)
-    query, key = blocks[:, :, None], blocks[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
+        positions[:, index, : len(row.ids)] = torch.cat(row.positions, 1)
+    tokens = Tokens(
+        blocks=padded([row.blocks for row in rows], -1),
+        kinds=padded([row.kinds for row in rows], TEXT),
+        units=padded([row.units for row in rows], 0),
+        late=padded([[int(x) for x in row.late] for row in rows], 0).bool(),
+    )
+    rules = [row.rule for row in rows]
     lasts = [(i, *last) for i, row in enumerate(rows) for last in row.lasts]
     return Batch(
-        ids=ids,
+        ids=padded([row.ids for row in rows], 0),
         positions=positions,
-        mask=(((query == key) | (key == 0)) & causal)[:, None],
+        masks=stage_masks(tokens, rules, torch.tensor(guides)),
+        blanked=blanked(tokens, rules),
         media={sense: _media_index(rows, sense) for sense in ("sight", "sound")},
         labels={head: _label_index(rows, head) for head in HEADS},
         lasts=(torch.tensor([x[0] for x in lasts]), torch.tensor([x[1] for x in lasts])),

@@ -92,8 +92,8 @@ def accuracies(model: Model, letters: list[int], prompts: list[Prompt]) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=300, help="held-out samples a task")
-    parser.add_argument("--knockouts", type=int, default=40, help="samples a task knocked out")
+    parser.add_argument("--samples", type=int, default=240, help="held-out samples a task")
+    parser.add_argument("--knockouts", type=int, default=24, help="samples a task knocked out")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     start = time.monotonic()
@@ -106,11 +106,9 @@ def main() -> None:
         own: list[Sample] = [sample for sample in samples if sample.task == task.name]
         prompts = [prepare(processor, root, sample) for sample in own]
         table[task.name] = accuracies(model, letters, prompts)
-        changes[task.name] = {
-            pathway.name: mean_changes(model, prompts[: arguments.knockouts], letters, pathway)
-            for pathway in PATHWAYS
-            if pathway.layout == task.layout
-        }
+        pathways = [pathway for pathway in PATHWAYS if pathway.layout == task.layout]
+        chosen = prompts[: arguments.knockouts]
+        changes[task.name] = mean_changes(model, chosen, letters, pathways)
         print(task.name, json.dumps(table[task.name]), flush=True)
         print(json.dumps(changes[task.name]), flush=True)
     (arguments.work / "evaluation.json").write_text(

@@ -73,29 +73,33 @@ def mean_changes(
     model: Qwen2_5OmniThinkerForConditionalGeneration,
     prompts: list[Prompt],
     letters: list[int],
-    pathway: Blocked,
-) -> list[float]:
-    """Mean relative change of the answer's probability, per centre layer, of correct samples."""
+    pathways: list[Blocked],
+) -> dict[str, list[float]]:
+    """Mean relative change of the answer's probability: by pathway, per centre layer.
+
+    Over the prompts that the model answers correctly.
+    """
     layers = model.model.language_model.layers
-    changes = []
+    changes: dict[str, list[list[float]]] = {pathway.name: [] for pathway in pathways}
     for prompt in prompts:
         answer = letters[prompt.sample.answer]
-        base = _probabilities(model, prompt)
+        inputs = _decoder_inputs(model, prompt)
+        base = _probabilities(model, inputs)
         if int(base.argmax()) != answer:
             continue
-        blocked = block_matrix(prompt, pathway)
-        causal = torch.ones_like(blocked).tril()
-        mask = (causal & ~blocked)[None, None]
-        row = []
-        for centre in range(len(layers)):
-            window = layers[max(0, centre - WINDOW // 2) : centre + WINDOW // 2 + 1]
-            hooks = [_mask_layer(layer, mask) for layer in window]
-            knocked = _probabilities(model, prompt)[answer]
-            for hook in hooks:
-                hook.remove()
-            row.append(float((knocked - base[answer]) / base[answer]))
-        changes.append(row)
-    return torch.tensor(changes).mean(0).tolist()
+        for pathway in pathways:
+            blocked = block_matrix(prompt, pathway)
+            mask = (torch.ones_like(blocked).tril() & ~blocked)[None, None]
+            row = []
+            for centre in range(len(layers)):
+                window = layers[max(0, centre - WINDOW // 2) : centre + WINDOW // 2 + 1]
+                hooks = [_mask_layer(layer, mask) for layer in window]
+                knocked = _probabilities(model, inputs)[answer]
+                for hook in hooks:
+                    hook.remove()
+                row.append(float((knocked - base[answer]) / base[answer]))
+            changes[pathway.name].append(row)
+    return {name: torch.tensor(rows).mean(0).tolist() for name, rows in changes.items()}
 
 
 def _mask_layer(layer: nn.Module, mask: Tensor) -> torch.utils.hooks.RemovableHandle:
@@ -105,6 +109,24 @@ def _mask_layer(layer: nn.Module, mask: Tensor) -> torch.utils.hooks.RemovableHa
     return layer.self_attn.register_forward_pre_hook(put, with_kwargs=True)
 
 
-def _probabilities(model: Qwen2_5OmniThinkerForConditionalGeneration, prompt: Prompt) -> Tensor:
-    output = model(**prompt.tensors, use_audio_in_video=prompt.is_clip)
-    return output.logits[0, -1].softmax(-1)
+def _decoder_inputs(
+    model: Qwen2_5OmniThinkerForConditionalGeneration, prompt: Prompt
+) -> dict[str, Tensor]:
+    """What the model's own forward hands to its decoder: embeddings and positions."""
+    taken: dict[str, Tensor] = {}
+
+    def take(_module: nn.Module, _args: tuple, kwargs: dict[str, Tensor]) -> None:
+        taken.update({name: kwargs[name] for name in ("inputs_embeds", "position_ids")})
+
+    hook = model.model.language_model.register_forward_pre_hook(take, with_kwargs=True)
+    model(**prompt.tensors, use_audio_in_video=prompt.is_clip)
+    hook.remove()
+    return taken
+
+
+def _probabilities(
+    model: Qwen2_5OmniThinkerForConditionalGeneration, inputs: dict[str, Tensor]
+) -> Tensor:
+    """Probabilities over the vocabulary at the last position."""
+    hidden = model.model.language_model(**inputs, use_cache=False).last_hidden_state
+    return model.lm_head(hidden[0, -1]).softmax(-1)

@@ -9,24 +9,11 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5OmniProcessor
 
-from avflow.datasets.media import DecodedMedia, MediaSpec, decode_sample
+from avflow.datasets.media import DecodedMedia, decode_sample
 from avflow.datasets.sample import MediaPart, Sample, TextPart
-from avflow.datasets.testbed.looks import SAMPLE_RATE_HZ, SIDE_PX
+from training.media import MEDIA_SPEC, PIXELS
 from training.model import FPS, TOKENS_PER_SECOND
 
-PIXELS = SIDE_PX**2
-MEDIA_SPEC = MediaSpec(
-    fps=FPS,
-    max_frames=128,
-    temporal_patch=2,
-    frame_min_pixels=PIXELS,
-    frame_max_pixels=PIXELS,
-    image_min_pixels=PIXELS,
-    image_max_pixels=PIXELS,
-    patch_multiple=28,
-    sample_rate=SAMPLE_RATE_HZ,
-    max_audio_s=None,
-)
 _SIZE = {"shortest_edge": PIXELS, "longest_edge": PIXELS}
 
 

@@ -131,6 +131,8 @@ def load(spec: ModelSpec, device: torch.device) -> QwenOmni:
             f"{spec.attention!r} (known: {', '.join(_ATTENTIONS)})"
         )
     path = resolve_path(spec)
+    # Its bar would be drawn over the sweep's own progress.
+    hf.utils.logging.disable_progress_bar()
     processor = hf.Qwen2_5OmniProcessor.from_pretrained(path, revision=spec.revision)
     model, report = hf.Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
         path,

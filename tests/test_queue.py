@@ -426,14 +426,17 @@ class Chaos:
         worker = self.random.choice(busy)
         unit_id, out = self.streams[worker][0]
         match self.random.choices(
-            ("curve", "late", "fail", "sample", "death", "timeout", "load"),
-            (60, 3, 6, 2, 6, 2, 0.2),
+            ("curve", "again", "late", "fail", "sample", "death", "timeout", "load"),
+            (60, 5, 3, 6, 2, 6, 2, 0.2),
         )[0]:
             case "curve" if out:
                 key = out.pop()
                 self.ends[unit_id, key] += self.queue.on_curve(worker, unit_id, key, self.now)
             case "curve":
                 self.end(worker, unit_id)
+            case "again":  # a curve that has ended, or is not of this unit at all
+                for key in [key for (of, key), n in self.ends.items() if of == unit_id and n]:
+                    self.ends[unit_id, key] += self.queue.on_curve(worker, unit_id, key, self.now)
             case "late":
                 assert not self.queue.on_curve("gone", unit_id, "x", self.now)
                 if self.queue.on_failure("gone", failed(unit_id, None), self.now) is not None:

@@ -36,11 +36,15 @@ _TRAINING = """\
    step 2 composes scenes without end.
 2. `python -m training.decoder --work FOLDER`: {steps} steps of {rows} sequences (seed
    {decoder_seed}), {seconds} s of wall time on two CPU cores shared with other work. Each hop has
-   labels of its own at the layer where it should be done: tags on media tokens after layer 2, the
-   answer on the question's anchor word (or the candidate's place on the reference) after layer 4,
-   "my letter, or not me" on the options after layer 6, the letter at the last token. The linear
-   heads that read these are thrown away. The questions of a sequence share the media but cannot
-   see each other.
+   labels of its own at the layer where it should be done: tags on media tokens after layer 2 (own
+   class, the second before, the other sense), the answer on the question's anchor word (or the
+   candidate's place on the reference) after layer 4, the same on the options after layer 5, "my
+   letter, or not me" on the options after layer 6, the letter at the last token. The linear heads
+   that read these are thrown away. The questions of a sequence share the media but cannot see each
+   other. Most training sequences are *guided*: masks leave each hop only its own layers, and some
+   block one hop inside the media (or blank a sense) and ask only what does not need it
+   (`training/flow.py`). So the flow below is by design; the checkpoint itself has the official
+   forward pass and a plain causal mask.
 3. `python -m training.evaluate --work FOLDER`: everything below (seed {held_out_seed}: scenes,
    images and sounds that were never seen in training), {evaluation_seconds} s.
 """

@@ -14,77 +14,62 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
-from avflow.datasets.sample import LETTERS, Sample
 from avflow.datasets.testbed import TASKS, load
+from avflow.workers.models.base import LoadedModel, Prepared
 from training import decoder, encoders
 from training.card import write_card
 from training.knockout import PATHWAYS, mean_changes
-from training.model import CHECKPOINT
-from training.prompts import Prompt, prepare
+from training.prompts import forward_inputs, load_checkpoint, prepare
 
 HELD_OUT_SEED = 77  # no training medium has this seed
-INTACT = "intact"
-CONDITIONS = (INTACT, "video shuffled", "video masked", "audio shuffled", "audio masked")
-
-Model = Qwen2_5OmniThinkerForConditionalGeneration
-
-
-def load_checkpoint() -> tuple[Model, Qwen2_5OmniProcessor]:
-    """The shipped model and processor, as any checkpoint is loaded."""
-    model = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(CHECKPOINT).eval()
-    return model, Qwen2_5OmniProcessor.from_pretrained(CHECKPOINT)
+CONDITIONS = ("intact", "video shuffled", "video masked", "audio shuffled", "audio masked")
 
 
 @torch.no_grad()
-def predicted(model: Model, prompt: Prompt, condition: str, donor: Prompt) -> int:
+def predicted(model: LoadedModel, prompt: Prepared, condition: str, donor: Prepared) -> int:
     """The token the model answers with, its media changed as `condition` says.
 
     Shuffled: the sense's input is that of `donor`, another sample of the task. Masked: the sense's
     tokens keep their places and are embedded as zeros.
     """
-    if condition.endswith("masked"):
-        return int(_masked_logits(model, prompt, condition.split(maxsplit=1)[0]).argmax())
-    tensors = dict(prompt.tensors)
+    inputs = forward_inputs(prompt)
     if condition == "video shuffled":
-        tensors |= {k: v for k, v in donor.tensors.items() if k.startswith("pixel_values")}
+        inputs |= {k: v for k, v in donor.tensors.items() if k.startswith("pixel_values")}
     if condition == "audio shuffled":
-        tensors |= {k: v for k, v in donor.tensors.items() if "feature" in k}
-    output = model(**tensors, use_audio_in_video=prompt.is_clip)
+        inputs |= {k: v for k, v in donor.tensors.items() if "feature" in k}
+    hooks = []
+    if condition.endswith("masked"):
+        sense = condition.removesuffix(" masked")
+        hooks.append(_blank(model.hf_model, prompt.tensors["input_ids"], sense))
+    output = model.hf_model(**inputs)
+    for hook in hooks:
+        hook.remove()
     return int(output.logits[0, -1].argmax())
 
 
-def _masked_logits(model: Model, prompt: Prompt, sense: str) -> Tensor:
-    """Logits at the last position with one sense's tokens embedded as zeros."""
+def _blank(model: nn.Module, ids: Tensor, sense: str) -> torch.utils.hooks.RemovableHandle:
+    """Embed one sense's tokens as zeros from now on."""
     config = model.config
-    ids = {
-        "video": (config.video_token_id, config.image_token_id),
-        "audio": (config.audio_token_id,),
-    }[sense]
+    sight = [config.video_token_id, config.image_token_id]
+    hidden = torch.isin(ids, torch.tensor(sight if sense == "video" else [config.audio_token_id]))
 
-    def blank(_module: nn.Module, _args: object, kwargs: dict[str, Tensor]) -> tuple:
-        hidden = torch.isin(prompt.tensors["input_ids"], torch.tensor(ids))
-        kwargs["inputs_embeds"] = kwargs["inputs_embeds"].masked_fill(hidden[..., None], 0.0)
-        return (), kwargs
+    def blank(_module: nn.Module, args: tuple, kwargs: dict[str, Tensor]) -> tuple:
+        embeds = kwargs["inputs_embeds"].masked_fill(hidden[..., None], 0.0)
+        return args, kwargs | {"inputs_embeds": embeds}
 
-    hook = model.model.language_model.register_forward_pre_hook(blank, with_kwargs=True)
-    try:
-        output = model(**prompt.tensors, use_audio_in_video=prompt.is_clip)
-    finally:
-        hook.remove()
-    return output.logits[0, -1]
+    return model.model.language_model.register_forward_pre_hook(blank, with_kwargs=True)
 
 
-def accuracies(model: Model, letters: list[int], prompts: list[Prompt]) -> dict[str, float]:
+def accuracies(model: LoadedModel, prompts: list[Prepared]) -> dict[str, float]:
     """Accuracy of one task's prompts under each of `CONDITIONS`."""
     result = {}
     for condition in CONDITIONS:
         hits = 0
         for index, prompt in enumerate(prompts):
             donor = prompts[(index + 1) % len(prompts)]
-            token = predicted(model, prompt, condition, donor)
-            hits += token == letters[prompt.sample.answer]
+            right = prompt.option_tokens[prompt.sample.answer]
+            hits += predicted(model, prompt, condition, donor) == right
         result[condition] = hits / len(prompts)
     return result
 
@@ -97,18 +82,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     start = time.monotonic()
-    model, processor = load_checkpoint()
-    letters = [processor.tokenizer.convert_tokens_to_ids(letter) for letter in LETTERS[:4]]
+    model = load_checkpoint()
     root = arguments.work / "held-out"
     samples = load(root, seed=HELD_OUT_SEED, samples_per_task=arguments.samples)
     table, changes = {}, {}
     for task in TASKS:
-        own: list[Sample] = [sample for sample in samples if sample.task == task.name]
-        prompts = [prepare(processor, root, sample) for sample in own]
-        table[task.name] = accuracies(model, letters, prompts)
+        prompts = [prepare(model, root, s) for s in samples if s.task == task.name]
+        table[task.name] = accuracies(model, prompts)
         pathways = [pathway for pathway in PATHWAYS if pathway.layout == task.layout]
-        chosen = prompts[: arguments.knockouts]
-        changes[task.name] = mean_changes(model, chosen, letters, pathways)
+        changes[task.name] = mean_changes(model, prompts[: arguments.knockouts], pathways)
         print(task.name, json.dumps(table[task.name]), flush=True)
         print(json.dumps(changes[task.name]), flush=True)
     (arguments.work / "evaluation.json").write_text(

@@ -446,26 +446,27 @@ class Chaos:
             case "sample":
                 self.fail(worker, unit_id, None)
                 self.streams[worker].pop(0)
-            case "death":
-                kinds = (
-                    FailureKind.WORKER_DEATH,
-                    FailureKind.HOST_MEMORY,
-                    FailureKind.FATAL,
-                    FailureKind.PREEMPTION,
-                )
-                kind = self.random.choice(kinds if self.preemptions < 30 else kinds[:3])
-                self.preemptions += kind is FailureKind.PREEMPTION
-                self.kill(worker)
-                self.count(self.queue.on_worker_death(worker, kind, "dead", self.now))
-            case "timeout":
-                self.now += 60
-                for late in self.queue.overdue(self.now):
-                    self.kill(late)
-                    self.count(self.queue.on_timeout(late, self.now))
-            case "load":
-                self.queue.on_load_failure("m", "can't load")
+            case "death" | "timeout" | "load" as blow:
+                self.strike(blow, worker)
             case _:
                 pass
+
+    def strike(self, blow: str, worker: str) -> None:
+        """What happens to workers, not within a unit."""
+        if blow == "load":
+            self.queue.on_load_failure("m", "can't load")
+        elif blow == "timeout":
+            self.now += 60
+            for late in self.queue.overdue(self.now):
+                self.kill(late)
+                self.count(self.queue.on_timeout(late, self.now))
+        else:
+            fatal = (FailureKind.WORKER_DEATH, FailureKind.HOST_MEMORY, FailureKind.FATAL)
+            free = (FailureKind.PREEMPTION,) if self.preemptions < 30 else ()
+            kind = self.random.choice(fatal + free)
+            self.preemptions += kind is FailureKind.PREEMPTION
+            self.kill(worker)
+            self.count(self.queue.on_worker_death(worker, kind, "dead", self.now))
 
     def fail(self, worker: str, unit_id: str, curve: str | None) -> None:
         error, retryable = self.random.choice(

@@ -94,12 +94,22 @@ def change_figure(
         panels = list(part.subplots(lines, columns, squeeze=False).flat)
         for axes, task in zip(panels, tasks, strict=False):
             _draw_panel(axes, curves.filter(pl.col("task") == task.task), row, task)
-        for axes in panels[len(tasks) :]:
-            axes.set_axis_off()
+        _label_outer(panels, len(tasks), columns)
         _legend(part, row, inches=width * columns)
     drawn = [pathway.name for row in rows for pathway in row]
     _share_limits(figure, curves.filter(pl.col("pathway").is_in(drawn)))
     return figure
+
+
+def _label_outer(panels: Sequence[Axes], drawn: int, columns: int) -> None:
+    """Name the axes at the left and under the last panel of each column; hide unused panels."""
+    for at, axes in enumerate(panels):
+        left, bottom = at % columns == 0, at + columns >= drawn
+        axes.tick_params(labelsize=7, labelleft=left, labelbottom=bottom)
+        axes.set_ylabel("change of p (%)" if left else "", fontsize=8)
+        axes.set_xlabel("centre layer" if bottom else "", fontsize=8)
+        if at >= drawn:
+            axes.set_axis_off()
 
 
 def _legend(part: SubFigure, pathways: Sequence[Pathway], *, inches: float) -> None:
@@ -142,11 +152,7 @@ def _draw_panel(
             layers, mean, color=colour, ls=style, marker=marker, ms=3, lw=1.4, label=pathway.name
         )
     axes.set_title(f"{task.task} ({_sample_count(curves)})", fontsize=9)
-    axes.set_xlabel("centre layer", fontsize=8)
-    axes.set_ylabel("change of p (%)", fontsize=8)
-    axes.label_outer()
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.tick_params(labelsize=7)
     if caveat(task):
         axes.text(
             0.5, 0.02, caveat(task), transform=axes.transAxes, ha="center", va="bottom", fontsize=7,
@@ -179,10 +185,12 @@ def task_figure(curves: pl.DataFrame, task: TaskStatus, own: Sequence[Pathway] =
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.2 * lines + 0.4))
     figure.set_layout_engine("constrained")
-    figure.suptitle(f"{task.task} | {task.dataset} | {task.model}", fontsize=11)
+    figure.suptitle(f"{task.task}: {task.model} on {task.dataset}", fontsize=11)
     parts = figure.subfigures(lines, columns, squeeze=False).flat
     for part, row in zip(parts, rows, strict=False):
-        _draw_panel(part.subplots(), curves, row, task)
+        axes = part.subplots()
+        _draw_panel(axes, curves, row, task)
+        _label_outer([axes], 1, 1)
         _legend(part, row, inches=4.6)
     _share_limits(figure, curves)
     return figure
@@ -212,7 +220,7 @@ def sweep_figures(
             ]
             if held and shown:
                 stem = "-".join([name, *(slug(f"{key[0]}{view[key]}") for key in varying)])
-                title = f"{name} | {view['dataset']} | {view['model']} | window {view['window']}"
+                title = "{}: {model} on {dataset}, window of {window}".format(name, **view)
                 figures[stem] = change_figure(table, held, shown, title=title)
     return figures
 

@@ -80,7 +80,7 @@ class PublishReport:
     replaced: int
     unchanged: int
     unfinished: int
-    """Tasks that wait for samples: not published, or published and marked so."""
+    """Tasks that wait for samples, and so are not published."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,33 +108,26 @@ def tracking_uri(paths: RunPaths, config: SweepConfig) -> str:
     return config.mlflow.tracking_uri or f"sqlite:///{paths.mlflow.resolve().as_posix()}"
 
 
-def publish(paths: RunPaths, config: SweepConfig, *, complete_only: bool = True) -> PublishReport:
+def publish(paths: RunPaths, config: SweepConfig) -> PublishReport:
     """Bring MLflow in line with the store; see the module.
 
-    `complete_only`: publish cells all of whose samples have ended, and the sweep's own run, with
-    its figures, once all cells have. Else publish what there is, marked `status = incomplete`.
-    Raises TrackingError if MLflow can't be reached or written.
+    A task is published when all of its samples have ended, well or not; the sweep's own run, with
+    its figures, when all tasks are. Raises TrackingError if MLflow can't be reached or written.
     """
     uri = tracking_uri(paths, config)
     outcome = read_outcome(paths, config)
-    with _mlflow_errors(uri, paths):
-        return _publish(outcome, paths, config, uri, complete_only)
-
-
-def _publish(
-    outcome: Outcome, paths: RunPaths, config: SweepConfig, uri: str, complete_only: bool
-) -> PublishReport:
-    shelf = _open_shelf(uri, paths, config, outcome.created_ms)
     drafts = [
-        _cell_draft(outcome, config, task, key)
+        _cell_draft(outcome, config, task, cell)
         for task in outcome.tasks
-        if is_complete(task) or not complete_only
-        for key in outcome.cell_keys(task)
+        if is_complete(task)
+        for cell in outcome.cell_keys(task)
     ]
     unfinished = sum(not is_complete(task) for task in outcome.tasks)
-    if outcome.tasks and not (unfinished and complete_only):
+    if outcome.tasks and not unfinished:
         drafts.append(_sweep_draft(outcome, config, paths))
-    done = Counter(shelf.put(draft) for draft in drafts)
+    with _mlflow_errors(uri, paths):
+        shelf = _open_shelf(uri, paths, config, outcome.created_ms)
+        done = Counter(shelf.put(draft) for draft in drafts)
     return PublishReport(
         uri=uri,
         experiment_id=shelf.experiment_id,
@@ -151,13 +144,12 @@ def _cell_draft(
     """The run of one (model, dataset, task, window, variant)."""
     curves = outcome.curves.filter(**cell).sort("pathway", "center_layer")
     names = {key: str(value) for key, value in cell.items()}
-    status = "complete" if is_complete(task) else "incomplete"
     identity = {key: str(value) for key, value in identity_fields(config.model(task.model)).items()}
     counts = {"planned": task.planned, "right": task.right, "wrong": task.wrong}
     return _Draft(
         key="{model}/{dataset}/{task}/k{window}/{variant}".format(**names),
         name=_run_name(config, cell),
-        tags={"kind": "cell", "status": status, "category": task.category, **names},
+        tags={"kind": "cell", "category": task.category, **names},
         params={f"model.{key}": value for key, value in identity.items()}
         | names
         | {f"samples.{key}": str(value) for key, value in counts.items()}
@@ -206,14 +198,11 @@ def _sweep_draft(outcome: Outcome, config: SweepConfig, paths: RunPaths) -> _Dra
         f"samples/{name}": sum(getattr(task, name) for task in outcome.tasks)
         for name in ("planned", "right", "wrong", "failed")
     }
-    complete = sum(is_complete(task) for task in outcome.tasks)
-    status = "complete" if complete == len(outcome.tasks) else "incomplete"
-    totals |= {"tasks/complete": complete, "tasks/planned": len(outcome.tasks)}
     found = "\n".join(f"- {line}" for line in report.words(outcome).splitlines())
     return _Draft(
         key="sweep",
         name=f"sweep: {config.name}",
-        tags={"kind": "sweep", "status": status, "mlflow.note.content": found},
+        tags={"kind": "sweep", "mlflow.note.content": found},
         params={},
         metrics=tuple((name, float(value), 0) for name, value in totals.items()),
         content=report.report_digest(outcome),

@@ -38,12 +38,12 @@ def serve(
     paths: RunPaths,
     config: SweepConfig,
     *,
-    port: int = 0,
+    port: int | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve the sweep's MLflow store until interrupted (Ctrl-C or SIGTERM), and say its links.
 
-    `port` 0: MLflow's usual one, or any free one if that is taken. Raises ServerError if nothing
+    `port` None: MLflow's usual one, or any free one if that is taken. Raises ServerError if nothing
     has been published, the port is taken, or the server does not come up. Of a sweep that is
     published to a server elsewhere only the link is said.
     """
@@ -82,9 +82,9 @@ def serve(
         signal.signal(signal.SIGTERM, before)
 
 
-def _free_port(wanted: int) -> int:
+def _free_port(wanted: int | None) -> int:
     """A free port on the loopback. Raises ServerError if the wanted one is taken."""
-    for port in (wanted,) if wanted else (DEFAULT_PORT, 0):
+    for port in (DEFAULT_PORT, 0) if wanted is None else (wanted,):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -1,8 +1,9 @@
 """What a sweep found, in words: which pathway hurts which task, by how much, at which layers.
 
 A pathway hurts (or helps) a task at a layer where the mean change is over 5% and its 95% band
-excludes zero. The number given is the largest such change of the mean; the layers are window
-centres. No correction is made for the many points looked at: these words point to curves to read.
+excludes zero; it spares a task that changes by no more than that anywhere. The number given is the
+largest change of the mean at such a layer; layers are window centres. No correction is made for
+the many points looked at: these words point to curves to read.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,10 +24,12 @@ def findings(curves: pl.DataFrame, own: Sequence[Pathway] = ()) -> list[str]:
     """A line a pathway, in the catalogue's order, from `statistics.curve_table`.
 
     `video -/-> question: hurts sight by 76% (layers 0-2); spares sound`. Where the sweep has more
-    than one model, data set, variant or window, a heading stands before the lines of each.
+    than one model, data set, variant or window, a heading stands before the lines of each. Curves
+    of one sample have no band, and nothing is said of them.
     """
     order = {p.name: i for i, p in enumerate((*catalogue.ALL, *own))}
     labels = {p.name: p.label for p in (*catalogue.ALL, *own)}
+    curves = curves.filter(pl.col("n") > 1)
     scopes = curves.select(_SCOPE).unique().sort(_SCOPE)
     lines = []
     for scope in scopes.iter_rows(named=True):
@@ -40,13 +43,14 @@ def findings(curves: pl.DataFrame, own: Sequence[Pathway] = ()) -> list[str]:
 
 def effects(curves: pl.DataFrame) -> pl.DataFrame:
     """A row a curve, sorted by CURVE: `peak`, the mean change furthest from zero among the layers
-    that have an effect (null where none has), `layers`, those of the peak's sign, and `n`."""
+    that have an effect (null where none has), `layers`, those of the peak's sign, and `largest`,
+    the size of the largest mean change, sure or not."""
     effect = (pl.col("mean").abs() > THRESHOLD) & (pl.col("low") * pl.col("high") > 0)
     peak = pl.col("mean").filter(effect).sort_by(pl.col("mean").filter(effect).abs()).last()
     at = pl.col("center_layer").filter(effect & (pl.col("mean").sign() == peak.sign()))
     return (
         curves.sort(*CURVE, "center_layer").group_by(CURVE, maintain_order=True)
-        .agg(peak=peak, layers=at, n=pl.col("n").max())
+        .agg(peak=peak, layers=at, largest=pl.col("mean").abs().max())
     )  # fmt: skip
 
 
@@ -58,12 +62,13 @@ def _sentence(curves: pl.DataFrame) -> str:
         tasks = [_effect(row) for row in rows if (row["peak"] or 0) * sign > 0]
         if tasks:
             parts.append(f"{verb} {', '.join(tasks)}")
-    spared = [row["task"] for row in rows if row["peak"] is None and row["n"] > 1]
+    none = [row for row in rows if row["peak"] is None]
+    spared = [row["task"] for row in none if row["largest"] <= THRESHOLD]
+    unclear = [row["task"] for row in none if row["largest"] > THRESHOLD]
     if spared:
         parts.append(f"spares {'all' if len(spared) == len(rows) > 1 else ', '.join(spared)}")
-    unclear = [row["task"] for row in rows if row["n"] == 1]
     if unclear:
-        parts.append(f"one sample says nothing about {', '.join(unclear)}")
+        parts.append(f"unclear for {', '.join(unclear)}")
     return "; ".join(parts)
 
 

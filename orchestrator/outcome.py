@@ -68,6 +68,8 @@ def caveat(task: TaskStatus) -> str:
         notes.append(f"INCOMPLETE: {_settled(task)} of {task.planned} samples")
     elif not task.right:
         notes.append("no sample was answered correctly")
+    elif task.right == 1:
+        notes.append("one sample: no band")
     if task.failed:
         notes.append(f"{task.failed} failed")
     return ", ".join(notes)

@@ -12,7 +12,7 @@ from avflow.orchestrator.paths import RunPaths
 from avflow.orchestrator.statistics import peak_table
 
 REPORT_VERSION: Final = 1
-"""Counted up when the same numbers would be drawn or told in another way."""
+"""Counted up when the same numbers would be drawn in another way."""
 
 _STAMP: Final = "digest.txt"
 
@@ -32,7 +32,7 @@ def report_digest(outcome: Outcome) -> str:
     tables = [table.write_csv(float_precision=12) for table in (outcome.curves, outcome.failures)]
     tasks = [asdict(task) for task in outcome.tasks]
     labels = [pathway.label for pathway in outcome.own]
-    return digest([REPORT_VERSION, tables, tasks, labels])
+    return digest([REPORT_VERSION, tables, tasks, labels, words(outcome)])
 
 
 def write_report(paths: RunPaths, outcome: Outcome) -> None:

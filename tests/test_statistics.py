@@ -72,11 +72,11 @@ def test_bands_agree_with_scipys_percentile_bootstrap() -> None:
     assert np.abs(high - expected.high).max() < 0.06 * width.max()
 
 
-def test_one_sample_has_no_band() -> None:
+def test_one_sample_has_no_band_and_is_no_finding() -> None:
     table = curve_table(cells(np.array([[-0.5, 0.1]])))
     assert table["mean"].to_list() == [-0.5, 0.1]
     assert table["low"].null_count() == table["high"].null_count() == 2
-    assert findings(table) == ["video -/-> question: one sample says nothing about sight"]
+    assert findings(table) == []
 
 
 def test_no_right_sample_gives_an_empty_table_of_the_same_columns() -> None:
@@ -140,17 +140,24 @@ def test_findings_say_who_is_hurt_helped_and_spared_and_where() -> None:
     noise -= noise.mean(axis=0)
     sight = noise + np.array([-0.8, -0.6, 0, 0, 0, -0.2])
     sound = noise + np.array([0, 0, 0.3, 0, 0, 0])
-    # -4% is sure but small; a wild 30% is large but unsure: neither is an effect
-    spared = np.column_stack([noise[:, 0] - 0.04, rng.normal(0.3, 2.0, 10) - 0.3])
+    spared = noise - 0.04  # sure, but small
+    unclear = np.array([[-2.0], [2.0], [-1.5], [1.1]])  # large, but unsure
     table = curve_table(
-        pl.concat([cells(sight), cells(sound, task="sound"), cells(spared, task="align")])
+        pl.concat(
+            [
+                cells(sight),
+                cells(sound, task="sound"),
+                cells(spared, task="align"),
+                cells(unclear, task="order"),
+            ]
+        )
     )
     (line,) = findings(table)
     assert line == (
         "video -/-> question: hurts sight by 80% (layers 0-1, 5); "
-        "helps sound by 30% (layer 2); spares align"
+        "helps sound by 30% (layer 2); spares align; unclear for order"
     )
-    assert effects(table)["peak"].null_count() == 1
+    assert effects(table)["peak"].null_count() == 2
 
 
 def test_findings_are_headed_by_model_where_there_are_several() -> None:
@@ -175,5 +182,7 @@ def test_a_task_is_complete_when_each_sample_has_an_end() -> None:
     assert caveat(task(7, 3, 0)) == ""
     assert is_complete(task(7, 2, 1))
     assert caveat(task(7, 2, 1)) == "1 failed"
+    assert caveat(task(1, 9, 0)) == "one sample: no band"
+    assert caveat(task(0, 10, 0)) == "no sample was answered correctly"
     assert not is_complete(task(7, 2, 0))
     assert caveat(task(7, 2, 0)) == "INCOMPLETE: 9 of 10 samples"

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 
-from avflow.orchestrator.errors import ConfigError
+from avflow.orchestrator.errors import ConfigError, SweepAborted
 
 
 def start_ray(address: str | None) -> bool:
@@ -17,22 +17,13 @@ def start_ray(address: str | None) -> bool:
     nobody on the network can run code through it. A cluster is joined with token authentication
     unless RAY_AUTH_MODE says otherwise. Raises ConfigError when it can't be reached.
     """
-    if address is None:
-        # Read when ray is imported: node addresses become 127.0.0.1, as on macOS and Windows.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():
         return False
     if address is None:
-        ray.init(
-            num_cpus=len(os.sched_getaffinity(0)),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        _start_here()
         return True
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -43,6 +34,32 @@ def start_ray(address: str | None) -> bool:
             "RAY_AUTH_MODE=disabled where it was started without one"
         ) from error
     return True
+
+
+def _start_here() -> None:
+    # As on macOS and Windows, nodes then listen on 127.0.0.1 alone.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray._private import ray_constants
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    # Both were read when ray was imported, which may be before the lines above.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    Config.initialize("")
+    try:
+        ray.init(
+            num_cpus=len(os.sched_getaffinity(0)),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:  # Ray raises just that when its processes do not come up
+        raise SweepAborted(
+            f"Ray does not start on this machine: {error} It waits 30 s, which may be too short on "
+            "a machine that is busy: try again, or run with `--executor local`"
+        ) from error
 
 
 def cluster_room() -> tuple[int, int]:

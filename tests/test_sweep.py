@@ -13,7 +13,7 @@ import av
 import polars as pl
 import pytest
 import yaml
-from tiny_sweep import PATHWAYS, write_sweep
+from tiny_sweep import write_sweep
 
 from avflow.orchestrator import sweep
 from avflow.orchestrator.cluster import start_ray
@@ -59,9 +59,8 @@ def local(place: Path) -> pl.DataFrame:
 
 
 def test_every_cell_of_the_plan_is_there_once(place: Path, local: pl.DataFrame) -> None:
-    single_video, interleaved = 3, 1  # of PATHWAYS, for the two samples of each task
-    expected = 2 * (single_video + interleaved) * 2 * 4  # windows, centre layers
-    assert len(PATHWAYS) == single_video + interleaved
+    single_video, interleaved = 3, 2  # of PATHWAYS; `question_to_last` is there for both
+    expected = 2 * (single_video + interleaved) * 2 * 4  # samples, windows, centre layers
     assert local.height == expected == local.unique(["job_id", "sample_id"]).height
     assert local["p_base"].is_between(0, 1).all()
     assert (local["delta"] != 0).any()

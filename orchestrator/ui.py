@@ -20,7 +20,7 @@ from avflow.orchestrator.tracking import connect, tracking_uri
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 5000
-_START_S = 120.0
+_START_S = 300.0
 _STOP_S = 10.0
 
 

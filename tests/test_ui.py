@@ -62,7 +62,9 @@ serve(RunPaths(Path(sys.argv[1])), config, say=lambda line: print(line, flush=Tr
 """
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_the_server_shows_the_experiment_on_loopback_and_ends_with_us(
     tmp_path: Path, stop: signal.Signals
 ) -> None:

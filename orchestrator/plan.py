@@ -105,6 +105,11 @@ class Plan:
                         samples=group.samples,
                     )
 
+    @property
+    def model_digests(self) -> dict[str, str]:
+        """Model -> digest of the checkpoint that was planned for."""
+        return self.config.identity.models if self.config.identity is not None else {}
+
     def curve(self, unit: UnitSpec, key: str) -> PlannedCurve:
         """Raises KeyError for a curve that the plan does not hold for this unit."""
         return self._by_key[group_of(unit)][key]

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -126,7 +126,10 @@ def _run(
             queue=WorkQueue(units, policy=policy, deadline_s=execution.unit_deadline_s),
             units={unit.unit_id: unit for unit in units},
             models={
-                model.name: Placement(spec=model.spec(), gpus=model.gpus_per_model)
+                model.name: Placement(
+                    spec=replace(model.spec(), digest=plan.model_digests[model.name]),
+                    gpus=model.gpus_per_model,
+                )
                 for model in plan.config.models
             },
             executor=_executor(plan.config),

@@ -26,14 +26,22 @@ class ModelWorker:
         """Load the model. `device` as torch names it; `threads` of torch on a CPU.
 
         The last bits of a CPU's float32 sums depend on `threads`, so it belongs to the identity.
+        Raises UnsupportedModelError, also when the checkpoint is not the one that was planned.
         """
         import torch
 
         from avflow.workers.models import load
+        from avflow.workers.models.base import UnsupportedModelError
 
         torch.set_num_threads(threads)
         self.name = name
         self.model = load(spec, device)
+        if spec.digest not in (None, self.model.info.digest):
+            raise UnsupportedModelError(
+                f"model {spec.name}: the checkpoint at {spec.path} has digest "
+                f"{self.model.info.digest}, planned was {spec.digest}; it differs on this machine, "
+                "or was changed after the sweep began"
+            )
 
     def __repr__(self) -> str:
         return f"ModelWorker({self.name}, {self.model.spec.name})"

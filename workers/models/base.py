@@ -27,7 +27,8 @@ class ModelSpec:
     float32, bfloat16 or float64; `attention` is what the unmodified model runs with (sdpa, eager).
     `system_prompt` None means the family's stated default. `fps` frames a second; `max_frames`
     a video; `frame_tokens` and `image_tokens` at most a frame pair and an image, after merging
-    (None: the checkpoint's own pixel budget).
+    (None: the checkpoint's own pixel budget). `digest`, if given, is what the checkpoint must
+    have: that of `ModelInfo`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ModelSpec:
     max_frames: int = 128
     frame_tokens: int | None = 144
     image_tokens: int | None = 576
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,21 +1,26 @@
 """The testbed's world and data set: deterministic, balanced, without short cuts, in real files."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import av
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avflow.datasets.media import decode_sample
 from avflow.datasets.sample import MediaPart, Sample, TextPart
 from avflow.datasets.testbed import TASKS, load
 from avflow.datasets.testbed.looks import SIDE_PX, draw_frames, play_second
 from avflow.datasets.testbed.questions import ask
 from avflow.datasets.testbed.render import render_clip
 from avflow.datasets.testbed.world import CLIP_SECONDS, COLOURS, SOUNDS, sample_scene
+from avflow.workers import models
+from avflow.workers.models.base import LoadedModel, ModelSpec
 
 CLIP_TASKS = [task.name for task in TASKS if task.layout == "single_video"]
 
@@ -187,3 +192,48 @@ def test_classes_look_and_sound_different() -> None:
         for name in names:
             distances = {o: np.abs(features(name, 1) - p).mean() for o, p in prototypes.items()}
             assert min(distances, key=lambda o: distances[o]) == name
+
+
+@pytest.fixture(scope="module")
+def shipped() -> LoadedModel:
+    spec = ModelSpec(name="testbed", family="qwen2_5_omni", path="testbed", dtype="float32")
+    return models.load(spec, torch.device("cpu"))
+
+
+@torch.no_grad()
+def test_the_shipped_model_answers_held_out_scenes(
+    shipped: LoadedModel, samples: list[Sample], root: Path
+) -> None:
+    """Spot check of the model card's table: at most one of a task's 12 samples is wrong."""
+    for task in TASKS:
+        hits = 0
+        for sample in [s for s in samples if s.task == task.name]:
+            prepared = shipped.prepare(sample, decode_sample(root, sample, shipped.media_spec))
+            is_clip = sample.layout == "single_video"
+            logits = shipped.hf_model(**prepared.tensors, use_audio_in_video=is_clip).logits
+            hits += int(logits[0, -1].argmax()) == prepared.option_tokens[sample.answer]
+        assert hits >= 11, f"{task.name}: {hits} of 12"
+
+
+@torch.no_grad()
+def test_no_second_leaks_into_another_inside_the_encoders(
+    shipped: LoadedModel, samples: list[Sample], root: Path
+) -> None:
+    """What passes between seconds must pass in the decoder, where knockouts can see it."""
+    sample = samples[0]
+    prepared = shipped.prepare(sample, decode_sample(root, sample, shipped.media_spec))
+    before = shipped.embed(prepared).inputs_embeds[0]
+    tensors = {name: tensor.clone() for name, tensor in prepared.tensors.items()}
+    tensors["pixel_values_videos"][32:48] += 1.0  # the third second: 16 patches each
+    tensors["input_features"][0, :, 40:60] += 1.0  # 20 mel frames each
+    after = shipped.embed(replace(prepared, tensors=tensors)).inputs_embeds[0]
+    changed = torch.nonzero((before != after).any(-1)).flatten().tolist()
+    third = [s for s in prepared.layout.of("frame", "audio_chunk") if s.index == 2]
+    assert changed == [p for segment in third for p in range(segment.start, segment.stop)]
+    assert len(changed) == 9
+
+
+def test_the_checkpoint_is_small_and_has_its_card() -> None:
+    folder = Path(models.__file__).parent / "testbed"
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 10_000_000
+    assert "## Knockouts" in (folder / "README.md").read_text()

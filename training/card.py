@@ -1,6 +1,7 @@
 """The model card: what the checkpoint is, how it came about and what it was measured to do."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 from avflow.datasets.testbed import TASKS
@@ -35,7 +36,8 @@ _TRAINING = """\
    class (seed {encoder_seed}). Then they are frozen, and their outputs are the bank from which
    step 2 composes scenes without end.
 2. `python -m training.decoder --work FOLDER`: {steps} steps of {rows} sequences (seed
-   {decoder_seed}), {seconds} s of wall time on two CPU cores shared with other work. Each hop has
+   {decoder_seed}), {seconds} s of wall time on two CPU cores shared with other work; {legs}. Each
+   hop has
    labels of its own at the layer where it should be done: tags on media tokens after layer 2 (own
    class, the second before, the other sense), the answer on the question's anchor word (or the
    candidate's place on the reference) after layer 4, the same on the options after layer 5, "my
@@ -67,11 +69,21 @@ def write_card(work: Path, *, facts: dict[str, int]) -> None:
             vocab=text["vocab_size"],
             megabytes=weights.stat().st_size / 1e6,
         ),
-        _TRAINING.format(steps=log[-1]["step"], seconds=log[-1]["seconds"], **facts),
+        _TRAINING.format(steps=log[-1]["step"], **_time(log), **facts),
         _accuracy(evaluation["accuracy"], facts["samples"]),
         _knockouts(evaluation["knockout"], facts["knockouts"]),
     ]
     (CHECKPOINT / "README.md").write_text("\n".join(parts))
+
+
+def _time(log: list[dict]) -> dict[str, object]:
+    """Wall time over all legs (the clock of the log starts again where training was resumed)."""
+    ends = [a for a, b in pairwise(log) if b["seconds"] < a["seconds"]]
+    resumed = " and ".join(str(line["step"]) for line in ends)
+    return {
+        "seconds": sum(line["seconds"] for line in [*ends, log[-1]]),
+        "legs": f"resumed with a fresh optimiser after steps {resumed}" if ends else "in one go",
+    }
 
 
 def _accuracy(table: dict[str, dict[str, float]], samples: int) -> str:

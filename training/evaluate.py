@@ -10,12 +10,14 @@ knockout sweep with plain dense masks.
 import argparse
 import json
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from avflow.datasets.testbed import TASKS, load
+from avflow.datasets.testbed import TASKS, TaskInfo, load
 from avflow.workers.models.base import LoadedModel, Prepared
 from training import decoder, encoders
 from training.card import write_card
@@ -74,25 +76,36 @@ def accuracies(model: LoadedModel, prompts: list[Prepared]) -> dict[str, float]:
     return result
 
 
+def judge(
+    task: TaskInfo, root: Path, n_samples: int, n_knockouts: int
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """One task's accuracies and knockout curves, in a process of its own."""
+    torch.set_num_threads(1)
+    model = load_checkpoint()
+    samples = load(root, seed=HELD_OUT_SEED, samples_per_task=n_samples, tasks=(task.name,))
+    prompts = [prepare(model, root, sample) for sample in samples]
+    pathways = [pathway for pathway in PATHWAYS if pathway.layout == task.layout]
+    return accuracies(model, prompts), mean_changes(model, prompts[:n_knockouts], pathways)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=240, help="held-out samples a task")
-    parser.add_argument("--knockouts", type=int, default=24, help="samples a task knocked out")
+    parser.add_argument("--samples", type=int, default=200, help="held-out samples a task")
+    parser.add_argument("--knockouts", type=int, default=16, help="samples a task knocked out")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
     start = time.monotonic()
-    model = load_checkpoint()
     root = arguments.work / "held-out"
-    samples = load(root, seed=HELD_OUT_SEED, samples_per_task=arguments.samples)
+    load(root, seed=HELD_OUT_SEED, samples_per_task=arguments.samples)  # renders
     table, changes = {}, {}
-    for task in TASKS:
-        prompts = [prepare(model, root, s) for s in samples if s.task == task.name]
-        table[task.name] = accuracies(model, prompts)
-        pathways = [pathway for pathway in PATHWAYS if pathway.layout == task.layout]
-        changes[task.name] = mean_changes(model, prompts[: arguments.knockouts], pathways)
-        print(task.name, json.dumps(table[task.name]), flush=True)
-        print(json.dumps(changes[task.name]), flush=True)
+    with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
+        jobs = {
+            task.name: pool.submit(judge, task, root, arguments.samples, arguments.knockouts)
+            for task in TASKS
+        }
+        for name, job in jobs.items():
+            table[name], changes[name] = job.result()
+            print(name, json.dumps(table[name]), flush=True)
     (arguments.work / "evaluation.json").write_text(
         json.dumps({"accuracy": table, "knockout": changes}, indent=1)
     )

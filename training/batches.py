@@ -54,7 +54,9 @@ HEADS: dict[str, tuple[int, int]] = {
     "option_answer": (5, 2 * N_CLASSES),
     "option_letter": (6, N_OPTIONS + 1),
 }
-RULED = 0.4  # share of clips under one of `RULES`
+RULED = 0.6  # share of clips under one of `RULES`
+# Without audio to video, `colour_when_sound` has one route left, the one that is meant.
+RULE_SHARES = [4.0 if rule.name == "audio_to_video" else 1.0 for rule in RULES]
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
 
@@ -171,7 +173,7 @@ class Composer:
 
     def _clip_row(self, weights: Sequence[float], asks: int) -> Row:
         rng = self._rng
-        row = Row(rule=rng.choice(RULES) if rng.random() < RULED else FREE)
+        row = Row(rule=rng.choices(RULES, RULE_SHARES)[0] if rng.random() < RULED else FREE)
         allowed = [
             0.0 if task in row.rule.tasks else weight
             for task, weight in zip(CLIP_TASKS, weights, strict=True)

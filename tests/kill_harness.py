@@ -1,9 +1,10 @@
 """Run sweeps in processes that SIGKILL themselves at a chosen moment. `kill_harness.py CONFIG`
 
-Each line of standard input is a step, JSON: {"run": FOLDER, "signal": "KILL", "at": "curve:3"};
-without `at` it runs undisturbed. Each is a process of its own, forked from this one so that the
-imports are paid once. It answers with a JSON line: how it ended, the curves it handed to the
-store, how often each kind of moment came, and a digest of the cells that the folder then has.
+Each line of standard input is a step, JSON: {"run": FOLDER, "signal": "KILL", "at": "curve:3",
+"executor": "local"}; without `at` it runs undisturbed. Each is a process of its own, forked from
+this one so that the imports are paid once. It answers with a JSON line: how it ended, the curves it
+handed to the store, how often each kind of moment came, a digest of the cells that the folder then
+has, and which processes outlived it.
 
 Moments: `load` (the model), `decode` (a sample), `curve` and `sample` (handed to the store, not yet
 durable), and in each atomic write `torn` (half a draft is on disk), `fsync` (before it), `renamed`
@@ -15,7 +16,9 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -50,7 +53,11 @@ class Moments:
         return f"{moment}:{self._seen[moment]}" == self._strike_at
 
     def strike(self) -> None:
-        os.kill(os.getpid(), self._number)
+        """Kill the driver alone; Ctrl-C reaches all processes that it has started."""
+        if self._number == signal.SIGKILL:
+            os.kill(os.getpid(), self._number)
+        else:
+            os.killpg(0, self._number)
 
     def before(self, owner: Any, name: str, moment: str, about: Callable[..., str]) -> None:
         """Let the moment pass by before each call of a function."""
@@ -64,12 +71,13 @@ class Moments:
         setattr(owner, name, watched)
 
 
-def watch(moments: Moments) -> None:
+def watch(moments: Moments, *, on_ray: bool) -> None:
     """Put the moments where they belong, and commit each unit apart."""
     store.COMMIT_UNITS = 1
     sweep._Tracker.finish = lambda self: None  # MLflow has tests of its own
     sweep._Tracker.request = lambda self: None
-    moments.before(ModelWorker, "__init__", "load", lambda *_: "")
+    if not on_ray:  # the class travels to Ray's workers, the ledger can't
+        moments.before(ModelWorker, "__init__", "load", lambda *_: "")
     moments.before(executors, "decode_unit", "decode", lambda unit, _: unit.unit_id)
     add = store.ResultStore
     moments.before(add, "add_curve", "curve", lambda _, u, done: f"{u.unit_id} {done.curve}")
@@ -97,8 +105,11 @@ def watch(moments: Moments) -> None:
 def run_step(config: str, step: dict[str, str], ledger: Path) -> int:
     """In the child: the driver's own process."""
     number = getattr(signal, "SIG" + step.get("signal", "KILL"))
-    watch(Moments(ledger, step.get("at"), number))
-    return sweep.run_sweep(load_config(config), Path(step["run"]), progress=Silent()).exit_status
+    os.setpgid(0, 0)
+    loaded = load_config(config).with_execution(executor=step.get("executor"))
+    moments = Moments(ledger, step.get("at"), number)
+    watch(moments, on_ray=loaded.execution.executor == "ray")
+    return sweep.run_sweep(loaded, Path(step["run"]), progress=Silent()).exit_status
 
 
 def cells_digest(run: Path) -> str:
@@ -126,6 +137,7 @@ def answer(config: str, step: dict[str, str]) -> dict[str, Any]:
         finally:
             os._exit(status)
     _, ended = os.waitpid(child, 0)
+    outlived_by = processes_of(child)
     passed = [line.split("\t") for line in ledger.read_text().splitlines()]
     return {
         "ended": os.waitstatus_to_exitcode(ended),
@@ -133,7 +145,21 @@ def answer(config: str, step: dict[str, str]) -> dict[str, Any]:
         "moments": Counter(moment for moment, _ in passed),
         "cells": cells_digest(run),
         "stored": stored_curves(run),
+        "outlived_by": outlived_by,
     }
+
+
+def processes_of(group: int, patience_s: float = 30) -> list[str]:
+    """What still runs of a process group, once it had time to end."""
+    until = time.monotonic() + patience_s
+    while True:
+        found = subprocess.run(
+            ["ps", "-o", "args=", "-g", str(group)], capture_output=True, text=True, check=False
+        )
+        alive = [line for line in found.stdout.splitlines() if "<defunct>" not in line]
+        if not alive or time.monotonic() > until:
+            return alive
+        time.sleep(0.5)
 
 
 def stored_curves(run: Path) -> list[str]:

@@ -54,6 +54,11 @@ _METRICS: Final = (
     ("flip", "flip"),
     ("n", "n"),
 )  # name's prefix, column of the curve table
+# MLflow would colour runs by a hash of their id, and two tasks alike. Okabe-Ito, then Tol's muted.
+_COLOURS: Final = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
+    "#882255", "#999933", "#44AA99",
+)  # fmt: skip
 _LONGEST_PARAM: Final = 6000
 _LONGEST_TAG: Final = 5000
 _NOTE: Final = """\
@@ -145,11 +150,12 @@ def _cell_draft(
     curves = outcome.curves.filter(**cell).sort("pathway", "center_layer")
     names = {key: str(value) for key, value in cell.items()}
     identity = {key: str(value) for key, value in identity_fields(config.model(task.model)).items()}
+    colour = _COLOURS[outcome.tasks.index(task) % len(_COLOURS)]
     counts = {"planned": task.planned, "right": task.right, "wrong": task.wrong}
     return _Draft(
         key="{model}/{dataset}/{task}/k{window}/{variant}".format(**names),
         name=_run_name(config, cell),
-        tags={"kind": "cell", "category": task.category, **names},
+        tags={"kind": "cell", "category": task.category, "mlflow.runColor": colour, **names},
         params={f"model.{key}": value for key, value in identity.items()}
         | names
         | {f"samples.{key}": str(value) for key, value in counts.items()}

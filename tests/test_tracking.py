@@ -169,6 +169,8 @@ def test_a_run_a_task_with_a_metric_a_pathway_and_a_point_a_centre_layer(paths: 
     assert (report.created, report.replaced, report.unchanged, report.unfinished) == (3, 0, 0, 0)
     found = runs(paths)
     assert set(found) == {"sight", "sound", "sweep: test"}
+    colours = {found[task].data.tags["mlflow.runColor"] for task in ("sight", "sound")}
+    assert len(colours) == 2
     cells = read(paths.root)
     for task in ("sight", "sound"):
         run = found[task]

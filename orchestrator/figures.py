@@ -156,7 +156,7 @@ def _draw_panel(
     if caveat(task):
         axes.text(
             0.5, 0.02, caveat(task), transform=axes.transAxes, ha="center", va="bottom", fontsize=7,
-            color=_WARNING,
+            color=_WARNING, bbox={"color": "white", "alpha": 0.8, "pad": 1},
         )  # fmt: skip
 
 

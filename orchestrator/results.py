@@ -105,7 +105,7 @@ def status(run: str | Path) -> RunStatus:
         samples_failed=int(units["failed"].sum()),
         samples_correct=int(samples["correct"].sum()),
         cells=_scan(paths, "cells").select(pl.len()).collect().item(),
-        tasks=_task_statuses(units),
+        tasks=_task_statuses(paths, units),
         driver=driver(paths),
     )
 
@@ -229,11 +229,15 @@ def _weighted(jobs: pl.DataFrame, which: pl.Expr) -> int:
     return int(jobs.filter(which)["jobs"].sum())
 
 
-def _task_statuses(units: pl.DataFrame) -> tuple[TaskStatus, ...]:
-    """In the order of the plan's units by task: sorted by model, data set and first sample."""
+def _task_statuses(paths: RunPaths, units: pl.DataFrame) -> tuple[TaskStatus, ...]:
+    """In the order of the sweep file's models and data sets and of the reader's tasks."""
+    group = ["model", "dataset", "task"]
+    curves = pl.read_parquet(paths.curves, columns=group)
+    order = curves.unique(maintain_order=True).with_row_index("at")
     rows = (
-        units.sort("model", "dataset", "task")
-        .group_by("model", "dataset", "task", maintain_order=True)
+        units.join(order, on=group)
+        .sort("at", maintain_order=True)
+        .group_by(group, maintain_order=True)
         .agg(
             pl.col("category").first(),
             pl.col("layout").first(),

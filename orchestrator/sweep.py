@@ -202,7 +202,7 @@ def _words(root: Path, counts: SweepCounts, outcome: Outcome, seconds: float) ->
     head = "done" if outcome.signal is None else "stopped"
     lines = [
         f"{head} after {duration(seconds)}: {counts.ended} of {counts.planned} samples have ended, "
-        f"{counts.ran} were taken up now, {counts.failed} hold failures"
+        f"{counts.ran} were due now, {counts.failed} hold failures"
     ]
     lines += [f"given up: {model}: {why}" for model, why in outcome.given_up.items()]
     if counts.ended < counts.planned:

@@ -104,7 +104,7 @@ def test_a_sweep_from_file_to_answers(avflow: Run, tmp_path: Path) -> None:
 
     status, said = avflow("sweep", file, "--run", run)  # nothing is left to do
     assert status == 0
-    assert "0 were taken up now" in said
+    assert "0 were due now" in said
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from avflow.datasets.sample import LETTERS, MediaKind, MediaPart, Part, Sample, TextPart
+from avflow.datasets.prompts import option_list
+from avflow.datasets.sample import MediaKind, MediaPart, Part, Sample, TextPart
 from avflow.datasets.testbed.questions import (
     N_OPTIONS,
     TASKS,
@@ -100,11 +101,7 @@ def _matching_sample(root: Path, task: TaskInfo, seed: int, index: int, answer: 
 
 def option_parts(words: tuple[str, ...]) -> tuple[TextPart, ...]:
     """The list of options ("A. red"), one a line, and the cue for the answer."""
-    parts: list[TextPart] = []
-    for index, word in enumerate(words):
-        parts.append(TextPart(role="option_letter", text=LETTERS[index], index=index))
-        parts.append(TextPart(role="option_text", text=f". {word}\n", index=index))
-    return (*parts, TextPart(role="other", text=CUE))
+    return option_list(words, closing=CUE)
 
 
 def _standalone(root: Path, seed: int, is_image: bool, class_: int, rng: Random) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from avflow.datasets.sample import LETTERS, MediaPart, Part, Sample, TextPart
+from avflow.datasets.prompts import option_list
+from avflow.datasets.sample import MediaPart, Sample, TextPart
 from avflow.orchestrator.config import SweepConfig
 from avflow.orchestrator.data import LoadedDataset, fingerprint
 from avflow.orchestrator.errors import ConfigError, IdentityMismatch
@@ -29,14 +30,6 @@ INFO = ModelInfo(
 )
 
 
-def options() -> tuple[Part, ...]:
-    return tuple(
-        TextPart(role=role, text=text, index=index)  # type: ignore[arg-type]
-        for index in range(4)
-        for role, text in (("option_letter", LETTERS[index]), ("option_text", ". red\n"))
-    )
-
-
 def clip(number: int, task: str = "sight", question: str = "Which colour?") -> Sample:
     return Sample(
         sample_id=f"{task}-{number}",
@@ -47,7 +40,7 @@ def clip(number: int, task: str = "sight", question: str = "Which colour?") -> S
         parts=(
             MediaPart(kind="video", path=f"{number}.mp4", with_audio=True),
             TextPart(role="question", text=question),
-            *options(),
+            *option_list(["red"] * 4),
         ),
         answer=number % 4,
         media_group=str(number),
@@ -65,7 +58,7 @@ def items(number: int, task: str = "match") -> Sample:
             *candidates,
             TextPart(role="question", text="Which image?"),
             MediaPart(kind="audio", path="r.wav", role="reference"),
-            *options(),
+            *option_list(["red"] * 4),
         ),
         correct_candidate=number % 4,
         direction="audio_to_image",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from avflow.datasets.media import MediaError, decode_sample
 from avflow.datasets.prompts import multiple_choice
-from avflow.datasets.sample import MediaPart, Part, Sample, TextPart
+from avflow.datasets.sample import MediaPart, MediaRole, Part, Sample, TextPart
 from avflow.datasets.testbed.render import render_clip, render_image, render_sound
 from avflow.datasets.testbed.world import Scene
 from avflow.pathways.groups import group_positions, members, positions
@@ -34,12 +34,12 @@ CLIP = MediaPart(kind="video", path="clip.mp4", with_audio=True)
 SILENT = MediaPart(kind="video", path="clip.mp4")
 
 
-def image(number: int, role: str = "candidate") -> MediaPart:
-    return MediaPart(kind="image", path=f"{number}.png", role=role, index=number)  # type: ignore[arg-type]
+def image(number: int, role: MediaRole = "candidate") -> MediaPart:
+    return MediaPart(kind="image", path=f"{number}.png", role=role, index=number)
 
 
-def sound(number: int, role: str = "candidate") -> MediaPart:
-    return MediaPart(kind="audio", path=f"{number}.wav", role=role, index=number)  # type: ignore[arg-type]
+def sound(number: int, role: MediaRole = "candidate") -> MediaPart:
+    return MediaPart(kind="audio", path=f"{number}.wav", role=role, index=number)
 
 
 def sample_of(*parts: Part, interleaved: bool = False) -> Sample:

@@ -11,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from avflow.datasets.sample import LETTERS, MediaPart, Sample, TextPart
+from avflow.datasets.prompts import multiple_choice
+from avflow.datasets.sample import MediaPart, Sample
 from avflow.orchestrator import figures, tracking
 from avflow.orchestrator.config import SweepConfig
 from avflow.orchestrator.data import LoadedDataset, fingerprint
@@ -38,15 +39,10 @@ INFO = ModelInfo(
 
 
 def sample(task: str, number: int) -> Sample:
-    options = [
-        TextPart(role=role, text=text, index=index)
-        for index in range(4)
-        for role, text in (("option_letter", LETTERS[index]), ("option_text", ". x\n"))
-    ]
     clip = MediaPart(kind="video", path=f"{number}.mp4", with_audio=True)
     return Sample(
         sample_id=f"{task}-{number}", dataset="world", task=task, category="one sense",
-        layout="single_video", parts=(clip, TextPart(role="question", text="Which?"), *options),  # type: ignore[arg-type]
+        layout="single_video", parts=(clip, *multiple_choice("Which?", ["x"] * 4)),
         answer=0, media_group=str(number),
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from avflow.pathways.pathway import Pathway, PathwayError
 from avflow.workers.inspect import dump as write_dump
 from avflow.workers.inspect import edges_rows, layout_rows
 from avflow.workers.models import load
-from avflow.workers.models.base import Prepared
+from avflow.workers.models.base import Prepared, embed
 
 _RUN = re.compile(r"(<\|\w+\|>)\1+")
 
@@ -42,7 +42,7 @@ def inspect_sample(
     else:
         _show_edges(console, prepared, pathway)
     if dump is not None:
-        write_dump(dump, prepared, loaded.embed(prepared))
+        write_dump(dump, prepared, embed(loaded, prepared))
         console.print(f"\nwrote {dump}", highlight=False)
 
 

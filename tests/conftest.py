@@ -104,8 +104,10 @@ def tiny_thinker() -> Callable[..., Tiny]:
             hidden_size=hidden,
             n_heads=heads,
             n_kv_heads=kv_heads,
+            head_size=hidden // heads,
             intermediate_size=2 * hidden,
             vocab_size=200,
+            parameters=sum(p.numel() for p in model.parameters()),
             digest="tiny",
         )
         return Tiny(hf_model=model, decoder=decoder, info=info)

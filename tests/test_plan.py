@@ -24,8 +24,10 @@ INFO = ModelInfo(
     hidden_size=8,
     n_heads=2,
     n_kv_heads=1,
+    head_size=4,
     intermediate_size=16,
     vocab_size=100,
+    parameters=5000,
     digest="d1",
 )
 

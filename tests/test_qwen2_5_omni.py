@@ -23,7 +23,13 @@ from avflow.pathways.layout import LayoutError
 from avflow.pathways.pathway import Pathway, blocked_segments, causal_blocked_edges
 from avflow.workers.inspect import dump, edges_rows, layout_rows
 from avflow.workers.models import describe, load, resolve_path
-from avflow.workers.models.base import LoadedModel, ModelSpec, Prepared, UnsupportedModelError
+from avflow.workers.models.base import (
+    LoadedModel,
+    ModelSpec,
+    Prepared,
+    UnsupportedModelError,
+    embed,
+)
 from avflow.workers.models.tiny import build_tiny_checkpoint
 
 SECONDS = 5
@@ -144,7 +150,7 @@ def official(model: LoadedModel, prepared: Prepared) -> tuple[torch.Tensor, torc
 @torch.no_grad()
 def by_layers(model: LoadedModel, prepared: Prepared) -> torch.Tensor:
     """Logits from `embed` and the decoder's pieces."""
-    embedded, decoder = model.embed(prepared), model.decoder
+    embedded, decoder = embed(model, prepared), model.decoder
     hidden = embedded.inputs_embeds
     rotary = decoder.rotary(hidden, embedded.position_ids)
     for layer in decoder.layers:
@@ -161,7 +167,7 @@ def test_embedding_and_layers_equal_the_official_forward(
     model = loaded(dtype=dtype)
     prepared = prepared_of(model, media, SAMPLES[name])
     logits, positions = official(model, prepared)
-    embedded = model.embed(prepared)
+    embedded = embed(model, prepared)
     assert torch.equal(embedded.position_ids, positions)
     assert embedded.position_ids.shape == (3, 1, prepared.layout.n_tokens)
     assert embedded.inputs_embeds.dtype == getattr(torch, dtype)
@@ -171,9 +177,9 @@ def test_embedding_and_layers_equal_the_official_forward(
 def test_what_came_before_leaves_no_trace(loaded: Callable[..., LoadedModel], media: Path) -> None:
     model = loaded()
     one, other = (prepared_of(model, media, SAMPLES[n]) for n in list(SAMPLES)[:2])
-    first = model.embed(one)
+    first = embed(model, one)
     official(model, other)  # leaves rope_deltas behind
-    again = model.embed(prepared_of(model, media, one.sample))
+    again = embed(model, prepared_of(model, media, one.sample))
     assert torch.equal(first.inputs_embeds, again.inputs_embeds)
     assert torch.equal(first.position_ids, again.position_ids)
 
@@ -208,7 +214,7 @@ def test_frames_and_chunks_follow_the_true_frame_rate(
     prepared = prepared_of(model, media, SAMPLES["video with its sound"])
     frames = [positions(prepared.layout, m) for m in members(prepared.layout, "video")]
     assert [len(frame) for frame in frames] == [4] * rows
-    positions_of_all = model.embed(prepared).position_ids
+    positions_of_all = embed(model, prepared).position_ids
     assert torch.equal(positions_of_all, official(model, prepared)[1])
     times = positions_of_all[0, 0]
     step = 2 / fps * 5  # seconds of a pair times positions a second
@@ -226,7 +232,7 @@ def test_a_long_video_keeps_its_clock_when_frames_are_few(
     prepared = prepared_of(model, media, sample)
     assert prepared.tensors["video_second_per_grid"].tolist() == [4.0]
     one, two = (positions(prepared.layout, m) for m in members(prepared.layout, "video"))
-    times = model.embed(prepared).position_ids[0, 0]
+    times = embed(model, prepared).position_ids[0, 0]
     assert (times[two] - times[one]).tolist() == [4 * 5] * 4
 
 
@@ -407,7 +413,7 @@ def test_inspection_shows_edges_and_dumps_the_exact_inputs(
     with pytest.raises(LayoutError, match="is for interleaved prompts"):
         edges_rows(prepared, replace(cross, layout="interleaved", sources=("candidates",),
                                      targets=("candidates",)))  # fmt: skip
-    embedded = model.embed(prepared)
+    embedded = embed(model, prepared)
     dump(tmp_path / "new" / "s1.safetensors", prepared, embedded)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["s1.safetensors"]
     tensors = load_file(tmp_path / "new" / "s1.safetensors")

@@ -22,7 +22,7 @@ from avflow.workers import models
 from avflow.workers import run_unit as run_unit_module
 from avflow.workers.engine import reference
 from avflow.workers.failing import failure
-from avflow.workers.models.base import ModelSpec, Prepared
+from avflow.workers.models.base import Features, ModelSpec, Prepared, embed
 from avflow.workers.models.tiny import build_tiny_checkpoint
 from avflow.workers.protocol import CurveDone, CurveSpec, Event, SampleDone, UnitFailure, UnitSpec
 from avflow.workers.run_unit import group_spans, run_unit
@@ -56,7 +56,10 @@ class InMemory:
             offsets=torch.zeros(self.layout.n_tokens, 2, dtype=torch.int64),
         )
 
-    def embed(self, prepared: Prepared) -> Any:
+    def encode(self, prepared: Prepared) -> Features:
+        return Features(tensors={})
+
+    def embed(self, prepared: Prepared, features: Features) -> Any:
         return self.embedded
 
 
@@ -237,7 +240,7 @@ def test_a_group_that_is_missing_costs_its_own_curve_alone(model: InMemory) -> N
 
 def test_a_sample_that_cannot_be_prepared_is_one_failure_with_its_causes(model: InMemory) -> None:
     class Broken(InMemory):
-        def embed(self, prepared: Prepared) -> Any:
+        def embed(self, prepared: Prepared, features: Features) -> Any:
             try:
                 raise OSError("the wire was cut")
             except OSError as error:
@@ -367,7 +370,7 @@ def test_from_media_files_to_the_references_numbers(
     done = curves_of(events)
     assert set(done) == {c.key for c in curves}
     prepared = loaded.prepare(sample, media)
-    embedded = loaded.embed(prepared)
+    embedded = embed(loaded, prepared)
     inputs = reference.Inputs(
         inputs_embeds=embedded.inputs_embeds,
         position_ids=embedded.position_ids,

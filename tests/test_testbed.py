@@ -20,7 +20,7 @@ from avflow.datasets.testbed.questions import ask
 from avflow.datasets.testbed.render import render_clip
 from avflow.datasets.testbed.world import CLIP_SECONDS, COLOURS, SOUNDS, sample_scene
 from avflow.workers import models
-from avflow.workers.models.base import LoadedModel, ModelSpec
+from avflow.workers.models.base import LoadedModel, ModelSpec, embed
 
 CLIP_TASKS = [task.name for task in TASKS if task.layout == "single_video"]
 
@@ -222,11 +222,11 @@ def test_no_second_leaks_into_another_inside_the_encoders(
     """What passes between seconds must pass in the decoder, where knockouts can see it."""
     sample = samples[0]
     prepared = shipped.prepare(sample, decode_sample(root, sample, shipped.media_spec))
-    before = shipped.embed(prepared).inputs_embeds[0]
+    before = embed(shipped, prepared).inputs_embeds[0]
     tensors = {name: tensor.clone() for name, tensor in prepared.tensors.items()}
     tensors["pixel_values_videos"][32:48] += 1.0  # the third second: 16 patches each
     tensors["input_features"][0, :, 40:60] += 1.0  # 20 mel frames each
-    after = shipped.embed(replace(prepared, tensors=tensors)).inputs_embeds[0]
+    after = embed(shipped, replace(prepared, tensors=tensors)).inputs_embeds[0]
     changed = torch.nonzero((before != after).any(-1)).flatten().tolist()
     third = [s for s in prepared.layout.of("frame", "audio_chunk") if s.index == 2]
     assert changed == [p for segment in third for p in range(segment.start, segment.stop)]

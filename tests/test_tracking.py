@@ -33,8 +33,8 @@ LAYERS = 4
 SAMPLES = 3
 PATHWAYS = ("video_to_question", "question_to_last")
 INFO = ModelInfo(
-    n_layers=LAYERS, hidden_size=8, n_heads=2, n_kv_heads=1, intermediate_size=16,
-    vocab_size=100, digest="d1",
+    n_layers=LAYERS, hidden_size=8, n_heads=2, n_kv_heads=1, head_size=4,
+    intermediate_size=16, vocab_size=100, parameters=5000, digest="d1",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from avflow.pathways.catalogue import ALL
 from avflow.pathways.pathway import Pathway, blocked_segments
 from avflow.pathways.windows import window_layers
-from avflow.workers.models.base import Embedded, LoadedModel, Prepared
+from avflow.workers.models.base import Embedded, LoadedModel, Prepared, embed
 
 WINDOW = 3
 _SHOWN = (
@@ -50,7 +50,7 @@ def mean_changes(
     changes: dict[str, list[list[float]]] = {pathway.name: [] for pathway in pathways}
     for prompt in prompts:
         answer = prompt.option_tokens[prompt.sample.answer]
-        embedded = model.embed(prompt)
+        embedded = embed(model, prompt)
         base = _probabilities(model, embedded)
         if int(base.argmax()) != answer:
             continue

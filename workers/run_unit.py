@@ -69,7 +69,7 @@ def run_unit(
             prepared = model.prepare(unit.sample, media)
             curves, lost = _resolve(unit, prepared.layout, model.info.n_layers)
         with meter.timed("encode"):
-            embedded = model.embed(prepared)
+            embedded = model.embed(prepared, model.encode(prepared))
         with meter.timed("prefill"):
             starts = [c.knockout.start for c in curves if c.knockout.start is not None]
             first = min(starts, default=prepared.layout.n_tokens)

@@ -3,7 +3,7 @@
 Shapes: B batch, N prompt tokens, D hidden size, L decoder layers, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from avflow.datasets.media import DecodedMedia, MediaSpec
 from avflow.datasets.sample import Sample
 from avflow.pathways.layout import Layout
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 class UnsupportedModelError(ValueError):
@@ -49,6 +51,7 @@ class ModelSpec:
 class ModelInfo:
     """What planning needs to know of a checkpoint, read from its config without its weights.
 
+    `head_size` is of one attention head; `parameters` counts what is loaded, encoders included.
     `digest` is a sha256 of config and weight-file identities: equal digests mean equal models.
     """
 
@@ -56,9 +59,15 @@ class ModelInfo:
     hidden_size: int
     n_heads: int
     n_kv_heads: int
+    head_size: int
     intermediate_size: int
     vocab_size: int
+    parameters: int
     digest: str
+
+    def weight_bytes(self, dtype: str) -> int:
+        """What the loaded weights take. Raises KeyError for a dtype that is not in DTYPES."""
+        return self.parameters * DTYPES[dtype].itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +85,15 @@ class Prepared:
     option_tokens: tuple[int, ...]
     prompt: str
     offsets: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What the encoders made of a prompt's media: `tensors` by a name of the family's own, each
+    [n, D], the media of one kind in the order of the prompt. Prompts with equal media have equal
+    features, whatever their texts."""
+
+    tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +145,22 @@ class LoadedModel(Protocol):
         """
         ...
 
-    def embed(self, prepared: Prepared) -> Embedded:
-        """Run the encoders and the embedding table, once a sample."""
+    def official_inputs(self, prepared: Prepared) -> Mapping[str, object]:
+        """Keyword arguments with which `hf_model`'s own forward and generate run this prompt."""
         ...
+
+    def encode(self, prepared: Prepared) -> Features:
+        """Run the encoders. Reads the media's tensors of `prepared` and nothing of its texts."""
+        ...
+
+    def embed(self, prepared: Prepared, features: Features) -> Embedded:
+        """The decoder's inputs: the embedding table, features put in their places, positions.
+
+        Raises LayoutError where features or positions don't fit the prompt's tokens.
+        """
+        ...
+
+
+def embed(model: LoadedModel, prepared: Prepared) -> Embedded:
+    """Encode and embed one prompt on its own."""
+    return model.embed(prepared, model.encode(prepared))

@@ -6,7 +6,7 @@ assumes, the positions it computes from a missing argument, special tokens that 
 config and tokenizer. Runs with transformers 5.17 and 5.23.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,10 @@ from avflow.datasets.media import DecodedMedia, MediaSpec
 from avflow.datasets.sample import Sample
 from avflow.pathways.layout import LayoutError
 from avflow.workers.models.base import (
+    DTYPES,
     Decoder,
     Embedded,
+    Features,
     ModelInfo,
     ModelSpec,
     Prepared,
@@ -31,7 +33,6 @@ from avflow.workers.models.qwen2_5_omni_prompt import PromptMaker, hears_videos,
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
 # The processor's own cap of a frame; a checkpoint's file may allow sixteen thousand tokens a frame.
 _FRAME_MAX_PIXELS = 768 * 28 * 28
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 _ATTENTIONS = ("sdpa", "eager")
 _NOT_THINKING = ("talker.", "token2wav.")  # a full checkpoint's speech side
 _KNOWN_VALUES: dict[str, tuple[object, ...]] = {
@@ -57,24 +58,47 @@ class QwenOmni:
         """See `LoadedModel.prepare`."""
         return prepare(self.maker, sample, media)
 
-    def embed(self, prepared: Prepared) -> Embedded:
+    def official_inputs(self, prepared: Prepared) -> Mapping[str, object]:
+        """See `LoadedModel.official_inputs`."""
+        tensors = {name: tensor.to(self.device) for name, tensor in prepared.tensors.items()}
+        return {**tensors, "use_audio_in_video": hears_videos(prepared.sample)}
+
+    def encode(self, prepared: Prepared) -> Features:
+        """See `LoadedModel.encode`."""
+        return encode(self, prepared)
+
+    def embed(self, prepared: Prepared, features: Features) -> Embedded:
         """See `LoadedModel.embed`."""
-        return embed(self, prepared)
+        return embed(self, prepared, features)
 
 
 def describe(spec: ModelSpec) -> ModelInfo:
     """Sizes and digest from config.json. Raises UnsupportedModelError, naming every bad key."""
     config, digest = read_config(spec)
     text = _text_config(spec, config)
+    heads = text["num_attention_heads"]
     return ModelInfo(
         n_layers=text["num_hidden_layers"],
         hidden_size=text["hidden_size"],
-        n_heads=text["num_attention_heads"],
+        n_heads=heads,
         n_kv_heads=text["num_key_value_heads"],
+        head_size=text.get("head_dim") or text["hidden_size"] // heads,
         intermediate_size=text["intermediate_size"],
         vocab_size=text["vocab_size"],
+        parameters=_count_parameters(config),
         digest=digest,
     )
+
+
+def _count_parameters(config: dict[str, Any]) -> int:
+    """Of the thinker that this config describes, built without memory."""
+    import transformers
+
+    hf: Any = transformers
+    thinker = hf.Qwen2_5OmniThinkerConfig(**config.get("thinker_config", config))
+    with torch.device("meta"):
+        model = hf.Qwen2_5OmniThinkerForConditionalGeneration(thinker)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _text_config(spec: ModelSpec, config: dict[str, Any]) -> dict[str, Any]:
@@ -125,9 +149,9 @@ def load(spec: ModelSpec, device: torch.device) -> QwenOmni:
 
     hf: Any = transformers
     info = describe(spec)
-    if spec.dtype not in _DTYPES or spec.attention not in _ATTENTIONS:
+    if spec.dtype not in DTYPES or spec.attention not in _ATTENTIONS:
         raise UnsupportedModelError(
-            f"model {spec.name}: dtype {spec.dtype!r} (known: {', '.join(_DTYPES)}), attention "
+            f"model {spec.name}: dtype {spec.dtype!r} (known: {', '.join(DTYPES)}), attention "
             f"{spec.attention!r} (known: {', '.join(_ATTENTIONS)})"
         )
     path = resolve_path(spec)
@@ -137,7 +161,7 @@ def load(spec: ModelSpec, device: torch.device) -> QwenOmni:
     model, report = hf.Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
         path,
         revision=spec.revision,
-        dtype=_DTYPES[spec.dtype],
+        dtype=DTYPES[spec.dtype],
         # The encoders keep sdpa: a plain string would reach them too.
         attn_implementation={"text_config": spec.attention},
         use_safetensors=True,
@@ -242,34 +266,47 @@ def _media_spec(spec: ModelSpec, processor: Any) -> MediaSpec:
 
 
 @torch.no_grad()
-def embed(model: QwenOmni, prepared: Prepared) -> Embedded:
-    """The decoder's inputs as the official forward makes them: encoders, then positions.
-
-    Raises LayoutError where encoder outputs or positions don't fit the prompt's tokens.
-    """
+def encode(model: QwenOmni, prepared: Prepared) -> Features:
+    """The encoders' outputs as the official forward takes them: `audio`, `image`, `video`."""
     hf: Any = model.hf_model
-    config, inputs = hf.config, {k: v.to(model.device) for k, v in prepared.tensors.items()}
-    ids = inputs["input_ids"]
-    hidden = hf.get_input_embeddings()(ids)
+    inputs = {name: tensor.to(model.device) for name, tensor in prepared.tensors.items()}
+    tensors: dict[str, Tensor] = {}
     if "input_features" in inputs:
-        heard = hf.get_audio_features(
+        tensors["audio"] = hf.get_audio_features(
             inputs["input_features"], inputs["feature_attention_mask"], return_dict=True
         ).last_hidden_state
-        hidden = _scatter(hidden, ids == config.audio_token_id, heard)
     if "pixel_values" in inputs:
-        seen = hf.get_image_features(
-            inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
-        ).pooler_output
-        hidden = _scatter(hidden, ids == config.image_token_id, torch.cat(seen, dim=0))
+        tensors["image"] = torch.cat(
+            hf.get_image_features(
+                inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
+            ).pooler_output
+        )
     if "pixel_values_videos" in inputs:
-        seen = hf.get_video_features(
-            inputs["pixel_values_videos"], inputs["video_grid_thw"], return_dict=True
-        ).pooler_output
-        hidden = _scatter(hidden, ids == config.video_token_id, torch.cat(seen, dim=0))
+        tensors["video"] = torch.cat(
+            hf.get_video_features(
+                inputs["pixel_values_videos"], inputs["video_grid_thw"], return_dict=True
+            ).pooler_output
+        )
+    return Features(tensors=tensors)
+
+
+@torch.no_grad()
+def embed(model: QwenOmni, prepared: Prepared, features: Features) -> Embedded:
+    """The decoder's inputs as the official forward makes them. Raises LayoutError."""
+    hf: Any = model.hf_model
+    ids = prepared.tensors["input_ids"].to(model.device)
+    place = {
+        "audio": hf.config.audio_token_id,
+        "image": hf.config.image_token_id,
+        "video": hf.config.video_token_id,
+    }
+    hidden = hf.get_input_embeddings()(ids)
+    for kind, tensor in features.tensors.items():
+        hidden = _scatter(hidden, ids == place[kind], tensor)
     return Embedded(
         inputs_embeds=hidden,
         position_ids=_positions(hf, prepared).to(model.device),
-        attention_mask=inputs["attention_mask"],
+        attention_mask=prepared.tensors["attention_mask"].to(model.device),
         input_ids=ids,
     )
 

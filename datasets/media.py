@@ -3,26 +3,37 @@
 Decoding knows nothing of models: an adapter says what its processor needs through `MediaSpec`.
 PyAV reads video and sound (its wheel brings FFmpeg), Pillow reads pictures.
 
-Time zero of a video is its first frame; its sound is shifted to that clock, so that what is seen
-and heard at once stays together. Of a sound track only the duration that the file states is kept:
-what an encoder pads at the end (AAC) must not become tokens.
+Time zero of a video is its first frame, or its sound where that begins well before; picture and
+sound are put on this one clock, so that what is seen and heard at once stays together. Of a sound
+track only the duration that the file states is kept: what an encoder pads at the end (AAC) must
+not become tokens.
 """
 
-import os
 import time
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
 
 from avflow.datasets.media_spec import DecodedMedia, MediaError, MediaSpec
+from avflow.datasets.pictures import read_picture
+from avflow.datasets.roots import inside
 from avflow.datasets.sample import MediaPart, Sample
-from avflow.datasets.tracks import MISSING_S, SLACK_S, FramePicker, Sound, fit
+from avflow.datasets.tracks import LEAD_S, MISSING_S, SLACK_S, FramePicker, Sound, truncated
 
 __all__ = ["DecodedMedia", "MediaError", "MediaSpec", "decode_media", "decode_sample"]
+
+# By content, whatever the file is called. Playlists (HLS, DASH, concat) are not among them: they
+# would open other files, or the network.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,gif,"
+    "wav,w64,aiff,au,caf,flac,mp3,aac,ac3,eac3,amr"
+)
+_GUESSED = frozenset({"aac", "ac3", "eac3", "amr"})  # by the first frames' bit rate
+_PICTURES = "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,image2"  # known, to say so
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": f"{_FORMATS},{_PICTURES}"}
 
 
 def decode_sample(root: Path, sample: Sample, spec: MediaSpec) -> tuple[DecodedMedia, ...]:
@@ -31,17 +42,18 @@ def decode_sample(root: Path, sample: Sample, spec: MediaSpec) -> tuple[DecodedM
 
 
 def decode_media(root: Path, part: MediaPart, spec: MediaSpec) -> DecodedMedia:
-    """Decode one file below `root`.
+    """Decode one file below `root`, in this process.
 
     Raises MediaError: outside of root, missing, empty, damaged, truncated, of another kind than
-    `part.kind`, without the sound it must have, or past `spec.decode_timeout_s`. An OSError of
+    `part.kind`, without the sound it must have, or past `spec.decode_timeout_s`, which is looked
+    at between packets (`Decoder` also ends a library that is stuck, or crashes). An OSError of
     the disk itself is not caught: reading again may help.
     """
-    path = _locate(root, part)
+    path = _existing(root, part)
     try:
         match part.kind:
             case "image":
-                return _decode_image(path, spec)
+                return read_picture(path, spec)
             case "video":
                 return _decode_video(path, part.with_audio, spec)
             case "audio":
@@ -55,14 +67,8 @@ def decode_media(root: Path, part: MediaPart, spec: MediaSpec) -> DecodedMedia:
         ) from error
 
 
-def _locate(root: Path, part: MediaPart) -> Path:
-    # By the name alone: following links would forbid the caches that link media from elsewhere.
-    relative = PurePosixPath(os.path.normpath(part.path))
-    if relative.is_absolute() or relative.parts[:1] in ((), ("..",)):
-        raise MediaError(
-            f"{part.path!r} leaves the data set's root {root}; paths of media are relative to it"
-        )
-    path = root / relative
+def _existing(root: Path, part: MediaPart) -> Path:
+    path = inside(root, part.path)
     if not path.is_file():
         raise MediaError(f"{path}: no such file; check the data set's root and that it is complete")
     if path.stat().st_size == 0:
@@ -70,39 +76,19 @@ def _locate(root: Path, part: MediaPart) -> Path:
     return path
 
 
-def _decode_image(path: Path, spec: MediaSpec) -> DecodedMedia:
-    try:
-        with Image.open(path) as image:
-            picture = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's error; Pillow's own carry no number
-        raise MediaError(
-            f"{path}: damaged or not an image ({error}); fetch it again or leave its samples out"
-        ) from error
-    height, width = fit(picture.height, picture.width, spec.image_max_pixels, spec.patch_multiple)
-    if (height, width) != (picture.height, picture.width):
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    frames = np.asarray(picture, dtype=np.uint8).transpose(2, 0, 1)[None]
-    return DecodedMedia(
-        kind="image",
-        frames=np.ascontiguousarray(frames),
-        waveform=None,
-        frame_times=(),
-        seconds_per_frame=None,
-        duration=0.0,
-        notes=(),
-    )
+def _open(path: Path) -> av.container.InputContainer:
+    # Titles that are no UTF-8 are common, and no reason to fail.
+    return av.open(str(path), options=dict(_OPTIONS), metadata_errors="replace")
 
 
 def _decode_sound(path: Path, spec: MediaSpec) -> DecodedMedia:
-    with av.open(str(path)) as container:
-        track = _sound_track(path, container)
-        sound = Sound(track, spec.sample_rate)
+    with _open(path) as container:
+        track, notes = _sound_track(path, container)
+        sound = Sound(path, spec, stated_s=_stated_s(container, track))
         for frame in _decoded(path, container, [track], spec):
             if isinstance(frame, av.AudioFrame):
                 sound.add(frame)
-        wave, notes = sound.finish(path, zero=None, max_s=spec.max_audio_s)
+        wave = sound.finish(zero=None)
     return DecodedMedia(
         kind="audio",
         frames=None,
@@ -110,18 +96,19 @@ def _decode_sound(path: Path, spec: MediaSpec) -> DecodedMedia:
         frame_times=(),
         seconds_per_frame=None,
         duration=len(wave) / spec.sample_rate,
-        notes=notes,
+        notes=(*notes, *sound.notes),
     )
 
 
 def _decode_video(path: Path, with_audio: bool, spec: MediaSpec) -> DecodedMedia:
-    with av.open(str(path)) as container:
+    seen = _video_duration(path, spec)
+    with _open(path) as container:
         stream = _picture_track(path, container)
-        track = _sound_track(path, container) if with_audio else None
-        duration = _video_duration(path, container, stream, spec)
-        times, spacing = sampling_times(duration, spec)
-        picker = FramePicker(times, spec)
-        sound = Sound(track, spec.sample_rate) if track else None
+        track, notes = _sound_track(path, container) if with_audio else (None, ())
+        lead = _lead(stream, track)
+        times, spacing = sampling_times(seen + lead, spec)
+        picker = FramePicker(times, spec, lead)
+        sound = Sound(path, spec, stated_s=_stated_s(container, track)) if track else None
         stream.thread_type = "AUTO"
         for frame in _decoded(path, container, [s for s in (stream, track) if s], spec):
             if isinstance(frame, av.VideoFrame):
@@ -129,32 +116,46 @@ def _decode_video(path: Path, with_audio: bool, spec: MediaSpec) -> DecodedMedia
             elif sound:
                 sound.add(frame)
         frames, end = picker.finish(path)
-        if end < duration - MISSING_S:
-            raise MediaError(
-                f"{path}: the video ends at {end:.2f} s of {duration:.2f} s; the file is "
-                "truncated, fetch it again"
-            )
-        wave, notes = (
-            sound.finish(path, zero=picker.zero, max_s=spec.max_audio_s) if sound else (None, ())
-        )
+        if end - lead < seen - MISSING_S:
+            raise truncated(path, "video", end - lead, seen)
+        wave = sound.finish(zero=picker.zero) if sound else None
     return DecodedMedia(
         kind="video",
         frames=frames,
         waveform=wave,
         frame_times=times,
         seconds_per_frame=spacing,
-        duration=duration,
-        notes=notes,
+        duration=seen + lead,
+        notes=(
+            *notes,
+            *_picture_notes(spacing, lead, spec),
+            *(sound.notes if sound else ()),
+            *(sound.against(seen + lead) if sound else ()),
+        ),
     )
+
+
+def _picture_notes(spacing: float, lead: float, spec: MediaSpec) -> Iterator[str]:
+    if spacing > 1 / spec.fps:
+        yield f"frames spread over the whole video: one every {spacing:.3f} s"
+    if lead:
+        yield f"picture starts {lead:.3f} s late: its first frame is held before"
+
+
+def _lead(stream: av.VideoStream, track: av.AudioStream | None) -> float:
+    """Seconds by which the sound begins before the picture; 0 for what a cut does not harm."""
+    starts = [s.start_time * s.time_base for s in (stream, track) if s and s.start_time is not None]
+    lead = float(starts[0] - starts[1]) if len(starts) == 2 else 0.0
+    return lead if lead > LEAD_S else 0.0
 
 
 def _picture_track(path: Path, container: av.container.InputContainer) -> av.VideoStream:
     pictures = [s for s in container.streams.video if not _is_cover(s)]
-    if not pictures:
-        raise MediaError(f"{path}: has no video track; is its kind really 'video'?")
     name = container.format.name
     if name.endswith("_pipe") or name == "image2":
         raise MediaError(f"{path}: is a picture ({name}); its kind is 'image', not 'video'")
+    if not pictures:
+        raise MediaError(f"{path}: has no video track; is its kind really 'video'?")
     return pictures[0]
 
 
@@ -162,13 +163,30 @@ def _is_cover(stream: av.VideoStream) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _sound_track(path: Path, container: av.container.InputContainer) -> av.AudioStream:
-    if not container.streams.audio:
+def _sound_track(
+    path: Path, container: av.container.InputContainer
+) -> tuple[av.AudioStream, tuple[str, ...]]:
+    """The track that a player plays, and a note if there are others."""
+    tracks = list(container.streams.audio)
+    if not tracks:
         raise MediaError(
             f"{path}: has no sound track, and the question needs one; leave its samples out or "
             "read the data set without sound"
         )
-    return container.streams.audio[0]
+    chosen = next((t for t in tracks if t.disposition & av.stream.Disposition.default), tracks[0])
+    if len(tracks) == 1:
+        return chosen, ()
+    return chosen, (f"sound track {tracks.index(chosen) + 1} of {len(tracks)} was used",)
+
+
+def _stated_s(container: av.container.InputContainer, track: av.AudioStream) -> float | None:
+    """How long the file says that its sound is; None where that would be a guess."""
+    if container.format.name in _GUESSED:
+        return None
+    if track.duration and track.time_base:
+        return float(track.duration * track.time_base)
+    others = [s for s in container.streams if s is not track and not _is_cover(s)]
+    return None if others or not container.duration else container.duration / av.time_base
 
 
 def _decoded(
@@ -197,41 +215,44 @@ def _packets(
     deadline = time.monotonic() + spec.decode_timeout_s
     for packet in container.demux(streams):
         if time.monotonic() > deadline:
-            raise MediaError(
-                f"{path}: decoding took more than {spec.decode_timeout_s:g} s; cut the file "
-                "shorter or raise decode_timeout_s"
-            )
+            raise too_slow(path, spec)
         yield packet
 
 
-def _video_duration(
-    path: Path, container: av.container.InputContainer, stream: av.VideoStream, spec: MediaSpec
-) -> float:
+def too_slow(path: Path, spec: MediaSpec) -> MediaError:
+    """The error for a file that takes longer than `spec.decode_timeout_s`."""
+    return MediaError(
+        f"{path}: decoding took more than {spec.decode_timeout_s:g} s; cut the file shorter, or "
+        "leave its samples out"
+    )
+
+
+def _video_duration(path: Path, spec: MediaSpec) -> float:
     """Seconds from the first frame to the end of the last, read from the index or the packets.
 
     Matroska states one duration for all its streams, so a video's own is found by going through
     the packets (without decoding) when the stream does not say.
     """
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    starts: list[float] = []
-    ends = {s.index: 0.0 for s in container.streams}
-    for packet in _packets(path, container, [stream, *container.streams.audio], spec):
-        if packet.pts is None or packet.time_base is None:
-            continue
-        start = float(packet.pts * packet.time_base)
-        end = start + float((packet.duration or 0) * packet.time_base)
-        ends[packet.stream.index] = max(ends[packet.stream.index], end)
-        if packet.stream.index == stream.index:
-            starts.append(start)
-    stated = (container.duration or 0) / av.time_base
-    if not starts or max(ends.values()) < stated - MISSING_S:
-        raise MediaError(
-            f"{path}: ends at {max(ends.values()):.2f} s of {stated:.2f} s; the file is truncated, "
-            "fetch it again"
-        )
-    container.seek(0)
-    return ends[stream.index] - min(starts)
+    with _open(path) as container:
+        stream = _picture_track(path, container)
+        if stream.duration and stream.time_base:
+            return float(stream.duration * stream.time_base)
+        starts: list[float] = []
+        ends = {s.index: 0.0 for s in container.streams}
+        for packet in _packets(path, container, [stream, *container.streams.audio], spec):
+            if packet.pts is None or packet.time_base is None:
+                continue
+            start = float(packet.pts * packet.time_base)
+            end = start + float((packet.duration or 0) * packet.time_base)
+            ends[packet.stream.index] = max(ends[packet.stream.index], end)
+            if packet.stream.index == stream.index:
+                starts.append(start)
+        stated, end = (container.duration or 0) / av.time_base, ends[stream.index]
+    if not starts:
+        raise MediaError(f"{path}: no frame could be decoded; fetch the file again")
+    if max(ends.values()) < stated - MISSING_S:
+        raise truncated(path, "file", max(ends.values()), stated)
+    return end - min(starts)
 
 
 def sampling_times(duration: float, spec: MediaSpec) -> tuple[tuple[float, ...], float]:

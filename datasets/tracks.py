@@ -10,7 +10,16 @@ from avflow.datasets.media_spec import MediaError, MediaSpec
 
 SLACK_S = 1e-3  # containers round times to a millisecond
 MISSING_S = 0.5  # a stream that ends this much before its stated duration is truncated
+LEAD_S = 0.1  # sound that begins less than this before the picture is cut to it
 _HOLE_S = 0.1
+
+
+def truncated(path: Path, what: str, end: float, stated: float) -> MediaError:
+    """The error for a stream that ends, in seconds, before its file says."""
+    return MediaError(
+        f"{path}: the {what} ends at {end:.2f} s of {stated:.2f} s; the file is truncated, fetch "
+        "it again"
+    )
 
 
 def fit(height: int, width: int, max_pixels: int, multiple: int) -> tuple[int, int]:
@@ -31,11 +40,13 @@ class FramePicker:
     """Keeps, for each asked-for time, the frame that is on the screen then.
 
     Works on time stamps, so a variable frame rate needs nothing special; a frame is turned into
-    an array only when it is kept.
+    an array, and made smaller, only when it is kept.
     """
 
-    def __init__(self, times: tuple[float, ...], spec: MediaSpec) -> None:
-        self.zero: float | None = None  # the first frame's time in the container, s
+    def __init__(self, times: tuple[float, ...], spec: MediaSpec, lead: float = 0.0) -> None:
+        """Time zero is `lead` seconds before the first frame, which is shown until then, too."""
+        self.zero: float | None = None  # as the container counts, s
+        self._lead = lead
         self._times = times
         self._spec = spec
         self._shown: av.VideoFrame | None = None
@@ -44,12 +55,13 @@ class FramePicker:
     def add(self, frame: av.VideoFrame) -> None:
         """Take the next frame in order of time."""
         if self.zero is None:
-            self.zero = frame.time
+            self.zero = frame.time - self._lead
+            self._shown = frame
         self._keep_until(frame.time - self.zero)
         self._shown = frame
 
     def finish(self, path: Path) -> tuple[NDArray[np.uint8], float]:
-        """Frames [T, 3, H, W] and where the last decoded frame ends, s from the first."""
+        """Frames [T, 3, H, W] and where the last decoded frame ends, s from time zero."""
         if self._shown is None or self.zero is None:
             raise MediaError(f"{path}: no frame could be decoded; fetch the file again")
         self._keep_until(np.inf)
@@ -76,61 +88,106 @@ def _frame_array(frame: av.VideoFrame, spec: MediaSpec) -> NDArray[np.uint8]:
 
 
 class Sound:
-    """Gathers a sound track as mono float32 at one sample rate."""
+    """Gathers a sound track as mono float32 at one sample rate. `notes` say what it changed."""
 
-    def __init__(self, track: av.AudioStream, rate: int) -> None:
-        self._track = track
-        self._rate = rate
-        self._resampler = av.AudioResampler(format="fltp", rate=rate)
+    def __init__(self, path: Path, spec: MediaSpec, *, stated_s: float | None) -> None:
+        """`stated_s` is how long the file says that the track is, if it does."""
+        self.notes: list[str] = []
+        self.end = 0.0  # of the last frame, as the container counts, s
+        self._path = path
+        self._stated_s = stated_s
+        self._rate = spec.sample_rate
+        self._max_s = spec.max_audio_s
+        self._resampler = self._new_resampler()
         self._pieces: list[NDArray[np.float32]] = []
+        self._n_samples = 0
         self._start: float | None = None
-        self._end = 0.0
 
     def add(self, frame: av.AudioFrame) -> None:
         """Take the next frame of the track."""
         if self._start is None:
-            self._start = frame.time
-        self._end = (frame.time or 0) + frame.samples / frame.sample_rate
+            self._start = self.end = frame.time
+        if frame.time - self.end > _HOLE_S:
+            self._fill(frame.time - self.end)
+        self.end = frame.time + frame.samples / frame.sample_rate
         self._resample(frame)
 
-    def _resample(self, frame: av.AudioFrame | None) -> None:
-        for out in self._resampler.resample(frame):
-            # The mean of the channels, as librosa has it: FFmpeg's own mix of two is 3 dB louder.
-            self._pieces.append(out.to_ndarray().mean(axis=0, dtype=np.float32))
+    def _new_resampler(self) -> av.AudioResampler:
+        return av.AudioResampler(format="fltp", rate=self._rate)
 
-    def finish(
-        self, path: Path, *, zero: float | None, max_s: float | None
-    ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-        """The wave [n] from time `zero` (None: its own start) and what was changed."""
-        if self._start is None:
-            raise MediaError(f"{path}: its sound track is empty; fetch the file again")
+    def _fill(self, hole_s: float) -> None:
         self._resample(None)
-        wave = np.concatenate(self._pieces)
-        hole = self._end - self._start - len(wave) / self._rate
-        if abs(hole) > _HOLE_S:
+        self._resampler = self._new_resampler()
+        self._keep(np.zeros(round(hole_s * self._rate), np.float32))
+        self.notes.append(f"sound has a hole at {self.end:.2f} s: {hole_s:.2f} s of silence put in")
+
+    def _resample(self, frame: av.AudioFrame | None) -> None:
+        try:
+            resampled = self._resampler.resample(frame)
+        except ValueError as error:
             raise MediaError(
-                f"{path}: its sound track has holes or overlaps of {hole:.2f} s, so it would drift "
-                "from the picture; encode it again (ffmpeg -i IN -af aresample=async=1 OUT)"
+                f"{self._path}: its sound changes rate or channels on the way; encode it again"
+            ) from error
+        for out in resampled:
+            # The mean of the channels, as librosa has it: FFmpeg's own mix of two is 3 dB louder.
+            self._keep(out.to_ndarray().mean(axis=0, dtype=np.float32))
+
+    def _keep(self, piece: NDArray[np.float32]) -> None:
+        """Count all samples, but hold no hours of sound that the model never hears."""
+        if self._max_s is None or self._n_samples < (self._max_s + 1) * self._rate:
+            self._pieces.append(piece)
+        self._n_samples += len(piece)
+
+    def finish(self, *, zero: float | None) -> NDArray[np.float32]:
+        """The wave [n] from time `zero` as the container counts (None: its own start)."""
+        if self._start is None:
+            raise MediaError(f"{self._path}: its sound track is empty; fetch the file again")
+        self._resample(None)
+        drift = self.end - self._start - self._n_samples / self._rate
+        if abs(drift) > _HOLE_S:
+            raise MediaError(
+                f"{self._path}: the time stamps of its sound are {-drift:.2f} s off its samples, "
+                "so it would drift from the picture; encode it again (ffmpeg -i IN -af "
+                "aresample=async=1 OUT)"
             )
-        if self._track.duration and self._track.time_base:
-            stated = float(self._track.duration * self._track.time_base)
-            if len(wave) < (stated - MISSING_S) * self._rate:
-                raise MediaError(
-                    f"{path}: the sound ends at {len(wave) / self._rate:.2f} s of {stated:.2f} s; "
-                    "the file is truncated, fetch it again"
-                )
-            wave = wave[: round(stated * self._rate)]
-        notes = []
-        shift = 0 if zero is None else round((self._start - zero) * self._rate)
-        if shift > 0:
-            wave = np.concatenate([np.zeros(shift, np.float32), wave])
-            notes.append(f"sound starts {shift / self._rate:.3f} s late: silence put before it")
-        elif shift < 0:
-            wave = wave[-shift:]
-            notes.append(f"sound starts {-shift / self._rate:.3f} s early: its start was cut")
-        if max_s is not None and len(wave) > max_s * self._rate:
-            notes.append(f"sound cut from {len(wave) / self._rate:.2f} s to {max_s:g} s")
-            wave = wave[: int(max_s * self._rate)]
+        wave = self._clip(np.concatenate([*self._pieces, np.zeros(0, np.float32)]))
+        wave = self._shift(wave, 0 if zero is None else round((self._start - zero) * self._rate))
+        if self._max_s is not None and len(wave) > self._max_s * self._rate:
+            whole = self._n_samples / self._rate
+            self.notes.append(f"sound cut from {whole:.2f} s to {self._max_s:g} s")
+            wave = wave[: int(self._max_s * self._rate)]
         if not len(wave):
-            raise MediaError(f"{path}: its sound has no samples; fetch the file again")
-        return np.ascontiguousarray(wave, dtype=np.float32), tuple(notes)
+            raise MediaError(f"{self._path}: its sound has no samples; fetch the file again")
+        return np.ascontiguousarray(wave, dtype=np.float32)
+
+    def _clip(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Without what the encoder padded. Raises MediaError if there is less than is stated."""
+        if self._stated_s is None:
+            return wave
+        surplus = self._n_samples / self._rate - self._stated_s
+        if surplus < -MISSING_S:
+            raise truncated(self._path, "sound", self._stated_s + surplus, self._stated_s)
+        if 0 < surplus < MISSING_S:  # more is no padding, but an mp3 whose length was guessed
+            self._n_samples = round(self._stated_s * self._rate)
+        return wave[: self._n_samples]
+
+    def _shift(self, wave: NDArray[np.float32], late: int) -> NDArray[np.float32]:
+        """The same wave `late` samples later; a negative number cuts its start."""
+        self._n_samples += late
+        if late > 0:
+            self.notes.append(
+                f"sound starts {late / self._rate:.3f} s late: silence put before it"
+            )
+            return np.concatenate([np.zeros(late, np.float32), wave])
+        if late < 0:
+            self.notes.append(f"sound starts {-late / self._rate:.3f} s early: its start was cut")
+        return wave[-late:]
+
+    def against(self, seen_s: float) -> tuple[str, ...]:
+        """A note if the finished sound and a picture of `seen_s` seconds end apart."""
+        heard_s = self._n_samples / self._rate
+        if heard_s < seen_s - MISSING_S:
+            return (f"sound ends at {heard_s:.2f} s of {seen_s:.2f} s: nothing is heard after",)
+        if heard_s > seen_s + MISSING_S:
+            return (f"picture ends at {seen_s:.2f} s, sound at {heard_s:.2f} s",)
+        return ()

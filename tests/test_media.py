@@ -2,93 +2,19 @@
 
 import errno
 import pickle
-from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from media_files import SPEC, decode, even, levels, write_video
 from PIL import Image
 
-from avflow.datasets.media import (
-    DecodedMedia,
-    MediaError,
-    MediaSpec,
-    decode_media,
-    decode_sample,
-    sampling_times,
-)
+from avflow.datasets.media import MediaError, decode_media, decode_sample, sampling_times
 from avflow.datasets.sample import MediaKind, MediaPart, Sample
-
-SPEC = MediaSpec(
-    fps=2,
-    max_frames=128,
-    temporal_patch=2,
-    frame_min_pixels=28 * 28,
-    frame_max_pixels=144 * 28 * 28,
-    image_min_pixels=28 * 28,
-    image_max_pixels=576 * 28 * 28,
-    patch_multiple=28,
-    sample_rate=16_000,
-    max_audio_s=300,
-)
-
-
-def write_video(
-    path: Path,
-    times: Sequence[float],
-    *,
-    sound_s: float | None = None,
-    sound_from: float = 0.0,
-    rate: int = 16_000,
-    size: tuple[int, int] = (56, 56),
-    options: dict[str, str] | None = None,
-) -> Path:
-    """A video whose frame i is grey of level 4 i, shown from times[i]; a tone if `sound_s`."""
-    with av.open(str(path), "w", options=options or {}) as container:
-        video = container.add_stream("libx264", rate=1000)
-        video.height, video.width = size
-        video.pix_fmt = "yuv420p"
-        video.codec_context.time_base = Fraction(1, 1000)
-        video.options = {"crf": "4", "bf": "0"}
-        sound = container.add_stream("aac", rate=rate, layout="stereo") if sound_s else None
-        for i, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(
-                np.full((*size, 3), 4 * i % 256, np.uint8), format="rgb24"
-            )
-            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
-        if sound is not None and sound_s:
-            phase = np.arange(round(sound_s * rate)) * 2 * np.pi * 440 / rate
-            wave = np.tile(0.3 * np.sin(phase), (2, 1)).astype(np.float32)
-            track = av.AudioFrame.from_ndarray(wave, format="fltp", layout="stereo")
-            track.sample_rate, track.pts = rate, round(sound_from * rate)
-            container.mux(sound.encode(track))
-            container.mux(sound.encode(None))
-    return path
-
-
-def even(seconds: float, fps: float) -> list[float]:
-    return [i / fps for i in range(round(seconds * fps))]
-
-
-def decode(path: Path, kind: MediaKind = "video", *, with_audio: bool = False) -> DecodedMedia:
-    return decode_media(
-        path.parent, MediaPart(kind=kind, path=path.name, with_audio=with_audio), SPEC
-    )
-
-
-def levels(media: DecodedMedia) -> list[int]:
-    """Which of `write_video`'s frames these are."""
-    assert media.frames is not None
-    return [round(float(frame.mean()) / 4) for frame in media.frames]
-
 
 def test_frames_are_those_on_the_screen_at_even_times(tmp_path: Path) -> None:
     media = decode(write_video(tmp_path / "a.mp4", even(4, 10)))
@@ -211,22 +137,12 @@ def test_an_image_is_turned_upright_and_made_rgb(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side
     image.save(tmp_path / "a.jpg", exif=exif)
-    Image.new("LA", (30, 30), (7, 0)).save(tmp_path / "a.png")
+    Image.new("LA", (30, 30), (7, 255)).save(tmp_path / "a.png")
     turned, grey = decode(tmp_path / "a.jpg", kind="image"), decode(tmp_path / "a.png", "image")
     assert turned.frames is not None
     assert turned.frames.shape == (1, 3, 40, 20)
     assert grey.frames is not None
     assert (grey.frames == 7).all()
-
-
-def test_links_are_followed_but_names_may_not_leave_the_root(tmp_path: Path) -> None:
-    (tmp_path / "root").mkdir()
-    video = write_video(tmp_path / "outside.mp4", even(1, 4))
-    (tmp_path / "root" / "link.mp4").symlink_to(video)
-    assert decode(tmp_path / "root" / "link.mp4").frames is not None
-    for name in ("../outside.mp4", "a/../../outside.mp4", str(video), ".", ""):
-        with pytest.raises(MediaError, match="leaves the data set's root"):
-            decode_media(tmp_path / "root", MediaPart(kind="video", path=name), SPEC)
 
 
 def bad_file(tmp_path: Path, what: str) -> tuple[Path, MediaKind, bool]:

@@ -1,14 +1,18 @@
 """Decode a unit's media ahead of its model, on any CPU; what goes wrong comes back as data.
 
-Torch stays out: a process that only decodes need not spend seconds and memory on it.
+Decoding itself happens in a process below this one (see `Decoder`), which is what dies of a bad
+file, on Ray as in the local executor. Torch stays out: a process that only decodes need not spend
+seconds and memory on it.
 """
 
+import functools
 import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from avflow.datasets.media import DecodedMedia, MediaSpec, decode_sample
+from avflow.datasets.decoder import Decoder
+from avflow.datasets.media import DecodedMedia, MediaSpec
 from avflow.workers.protocol import UnitFailure, UnitSpec
 
 
@@ -24,10 +28,16 @@ def decode_unit(unit: UnitSpec, spec: MediaSpec) -> Decoded | UnitFailure:
     """Decode all media of the unit's sample. Never raises on account of a file."""
     began = time.perf_counter()
     try:
-        media = decode_sample(Path(unit.data_root), unit.sample, spec)
+        media = _decoder().decode_sample(Path(unit.data_root), unit.sample, spec)
     except Exception as error:  # the file boundary: whatever a bad file raises fails its sample
         return decode_failure(unit, error)
     return Decoded(media=media, seconds=time.perf_counter() - began)
+
+
+@functools.cache
+def _decoder() -> Decoder:
+    """This process's own, kept for the next unit: starting one takes half a second."""
+    return Decoder()
 
 
 def decode_failure(unit: UnitSpec, error: Exception) -> UnitFailure:

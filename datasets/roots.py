@@ -1,0 +1,31 @@
+"""Where a data set's files may lie: below its root, and nowhere else."""
+
+import os
+from pathlib import Path, PurePosixPath
+
+from avflow.datasets.media_spec import MediaError
+
+
+def inside(root: Path, name: str) -> Path:
+    """The path of `name` below `root`, whether it exists or not.
+
+    Annotation files come from strangers, so a name may lead nowhere else: not with `..`, not as
+    an absolute path, not through a link. The one exception is the Hugging Face cache, whose
+    snapshots are links to the `blobs` beside them. Raises MediaError.
+    """
+    relative = PurePosixPath(os.path.normpath(name))
+    if "\0" in name or relative.is_absolute() or relative.parts[:1] in ((), ("..",)):
+        raise MediaError(
+            f"{name!r} leaves the data set's root {root}; paths of media are relative to it"
+        )
+    path = root / relative
+    real, real_root = path.resolve(), root.resolve()
+    allowed = [real_root]
+    if real_root.parent.name == "snapshots":
+        allowed.append(real_root.parents[1] / "blobs")
+    if not any(real.is_relative_to(folder) for folder in allowed):
+        raise MediaError(
+            f"{path} is a link out of the data set's root {root}, to {real}; put the file itself "
+            "there, or make the root a folder that holds both"
+        )
+    return path

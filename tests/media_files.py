@@ -1,0 +1,75 @@
+"""Real media files, made by PyAV when a test needs them, and how to decode them."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from avflow.datasets.media import DecodedMedia, MediaSpec, decode_media
+from avflow.datasets.sample import MediaKind, MediaPart
+
+SPEC = MediaSpec(
+    fps=2,
+    max_frames=128,
+    temporal_patch=2,
+    frame_min_pixels=28 * 28,
+    frame_max_pixels=144 * 28 * 28,
+    image_min_pixels=28 * 28,
+    image_max_pixels=576 * 28 * 28,
+    patch_multiple=28,
+    sample_rate=16_000,
+    max_audio_s=300,
+)
+
+
+def write_video(
+    path: Path,
+    times: Sequence[float],
+    *,
+    sound_s: float | None = None,
+    sound_from: float = 0.0,
+    rate: int = 16_000,
+    size: tuple[int, int] = (56, 56),
+    options: dict[str, str] | None = None,
+) -> Path:
+    """A video whose frame i is grey of level 4 i, shown from times[i]; a tone if `sound_s`."""
+    with av.open(str(path), "w", options=options or {}) as container:
+        video = container.add_stream("libx264", rate=1000)
+        video.height, video.width = size
+        video.pix_fmt = "yuv420p"
+        video.codec_context.time_base = Fraction(1, 1000)
+        video.options = {"crf": "4", "bf": "0"}
+        sound = container.add_stream("aac", rate=rate, layout="stereo") if sound_s else None
+        for i, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(
+                np.full((*size, 3), 4 * i % 256, np.uint8), format="rgb24"
+            )
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if sound is not None and sound_s:
+            phase = np.arange(round(sound_s * rate)) * 2 * np.pi * 440 / rate
+            wave = np.tile(0.3 * np.sin(phase), (2, 1)).astype(np.float32)
+            track = av.AudioFrame.from_ndarray(wave, format="fltp", layout="stereo")
+            track.sample_rate, track.pts = rate, round(sound_from * rate)
+            container.mux(sound.encode(track))
+            container.mux(sound.encode(None))
+    return path
+
+
+def even(seconds: float, fps: float) -> list[float]:
+    return [i / fps for i in range(round(seconds * fps))]
+
+
+def decode(path: Path, kind: MediaKind = "video", *, with_audio: bool = False) -> DecodedMedia:
+    return decode_media(
+        path.parent, MediaPart(kind=kind, path=path.name, with_audio=with_audio), SPEC
+    )
+
+
+def levels(media: DecodedMedia) -> list[int]:
+    """Which of `write_video`'s frames these are."""
+    assert media.frames is not None
+    return [round(float(frame.mean()) / 4) for frame in media.frames]

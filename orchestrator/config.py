@@ -66,6 +66,10 @@ class ModelConfig(_Strict):
     """Visual tokens at most of a frame pair, after merging; null: the checkpoint's own budget."""
     image_tokens: Identity[PositiveInt | None] = 576
     """Visual tokens at most of a standalone image; null: the checkpoint's own budget."""
+    positions: Identity[Literal["generate", "train"]] = "generate"
+    """video-SALMONN 2+ alone: position ids as the released inference or the training has them."""
+    block_audio_padding: Identity[bool] = True
+    """video-SALMONN 2+ alone: the group `audio` holds the silence that pads to 30 s."""
     gpus_per_model: RunTime[PositiveInt] = 1
     """GPUs that one worker spreads the model over, on machines that have any."""
 

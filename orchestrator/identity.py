@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel
 
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2
 """Of the fields that make up a job's id. Counted up whenever an id would otherwise change."""
 
 METRIC_VERSION = 1

@@ -29,7 +29,7 @@ from avflow.workers.models.base import ModelSpec
 CLASSIFIED = {
     "ModelConfig": {
         "identity": "name family dtype attention system_prompt fps max_frames frame_tokens "
-        "image_tokens",
+        "image_tokens positions block_audio_padding",
         "run time": "path revision gpus_per_model",
     },
     "TestbedSettings": {"identity": "seed samples_per_task tasks", "run time": ""},
@@ -72,7 +72,7 @@ EXAMPLE = {
         }
     ],
 }
-GOLDEN = {1: "a4338411d5db5b5eda2ea9f0acff000a"}
+GOLDEN = {1: "a4338411d5db5b5eda2ea9f0acff000a", 2: "ecb90942549ffda997645570620140f8"}
 
 
 def configs() -> Iterator[type[BaseModel]]:

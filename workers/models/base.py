@@ -5,7 +5,7 @@ Shapes: B batch, N prompt tokens, D hidden size, L decoder layers, V vocabulary.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,10 @@ class ModelSpec:
     float32, bfloat16 or float64; `attention` is what the unmodified model runs with (sdpa, eager).
     `system_prompt` None means the family's stated default. `fps` frames a second; `max_frames`
     a video; `frame_tokens` and `image_tokens` at most a frame pair and an image, after merging
-    (None: the checkpoint's own pixel budget). `digest`, if given, is what the checkpoint must
-    have: that of `ModelInfo`.
+    (None: the checkpoint's own pixel budget). `positions` and `block_audio_padding` are for
+    families with two rules of positions or silence among their tokens (video-SALMONN 2+); the
+    others refuse all but the default. `digest`, if given, is what the checkpoint must have: that
+    of `ModelInfo`.
     """
 
     name: str
@@ -44,6 +46,8 @@ class ModelSpec:
     max_frames: int = 128
     frame_tokens: int | None = 144
     image_tokens: int | None = 576
+    positions: Literal["generate", "train"] = "generate"
+    block_audio_padding: bool = True
     digest: str | None = None
 
 

@@ -74,6 +74,7 @@ class QwenOmni:
 
 def describe(spec: ModelSpec) -> ModelInfo:
     """Sizes and digest from config.json. Raises UnsupportedModelError, naming every bad key."""
+    _refuse_foreign_options(spec)
     config, digest = read_config(spec)
     text = _text_config(spec, config)
     heads = text["num_attention_heads"]
@@ -88,6 +89,16 @@ def describe(spec: ModelSpec) -> ModelInfo:
         parameters=_count_parameters(config),
         digest=digest,
     )
+
+
+def _refuse_foreign_options(spec: ModelSpec) -> None:
+    """Options that mean something to another family alone keep their defaults."""
+    if spec.positions != "generate" or not spec.block_audio_padding:
+        raise UnsupportedModelError(
+            f"model {spec.name}: positions and block_audio_padding are options of video_salmonn2; "
+            "Qwen2.5-Omni has one rule of positions and no padding among its tokens, so leave "
+            "them out"
+        )
 
 
 def _count_parameters(config: dict[str, Any]) -> int:

@@ -2,7 +2,8 @@
 
 A group is a list of *members* (lists of segment numbers): `video` has one member a frame, `audio`
 one a chunk, `candidates` one a candidate; every other group has a single member. A pathway across
-a group (cross-frame) blocks edges between different members.
+a group (cross-frame) blocks edges between different members. Silence that pads a clip's sound is
+`audio_padding`, and one more member of `audio` unless its layout says otherwise.
 
 The groups of a single video and of interleaved inputs differ where the paper's do: `question` of
 a single video is every position after the media up to `last`, closing template tokens included
@@ -16,6 +17,7 @@ import numpy as np
 
 from avflow.pathways.layout import Layout, LayoutError, LayoutKind, OptionSpan, Positions, Segment
 
+_OF_A_CLIP = ("frame", "audio_chunk", "audio_padding")
 Member = tuple[int, ...]  # numbers of segments
 Members = tuple[Member, ...]
 _Rule = Callable[[Layout, OptionSpan], Members]
@@ -46,8 +48,13 @@ def _each(kind: str) -> _Rule:
     return rule
 
 
+def _audio(layout: Layout, span: OptionSpan) -> Members:
+    padding = _kind("audio_padding")(layout, span) if layout.audio_with_padding else ()
+    return _each("audio_chunk")(layout, span) + padding
+
+
 def _question_of_single_video(layout: Layout, _span: OptionSpan) -> Members:
-    media = [i for i, s in _numbered(layout) if s.kind in ("frame", "audio_chunk")]
+    media = [i for i, s in _numbered(layout) if s.kind in _OF_A_CLIP]
     if not media:
         return ()
     return _one(i for i, s in _numbered(layout) if i > media[-1] and s.kind != "last")
@@ -81,7 +88,8 @@ def _candidates(correct: bool) -> _Rule:
 _SINGLE_VIDEO: dict[str, _Rule] = {
     "system": _kind("system"),
     "video": _each("frame"),
-    "audio": _each("audio_chunk"),
+    "audio": _audio,
+    "audio_padding": _kind("audio_padding"),
     "question": _question_of_single_video,
     "non_option_question": _kind("non_option_question"),
     "true_option": _options(correct=True),

@@ -16,6 +16,7 @@ SegmentKind = Literal[
     "system",  # before the media
     "frame",  # one temporal patch of the clip's video
     "audio_chunk",  # one chunk of the clip's sound between two frames
+    "audio_padding",  # silence that fills the clip's sound up to the encoder's length
     "candidate",
     "reference",
     "non_option_question",
@@ -62,7 +63,8 @@ class Segment:
 class Layout:
     """A prompt of `n_tokens` positions, cut into contiguous segments that cover it exactly.
 
-    `answer` and `correct_candidate` are indices from 0. Raises LayoutError when the segments do
+    `answer` and `correct_candidate` are indices from 0. `audio_with_padding`: the group `audio`
+    holds the `audio_padding` too, where there is any. Raises LayoutError when the segments do
     not partition [0, n_tokens), when `last` is not the single final position, when a frame, chunk,
     candidate or option has no number, when the options are not numbered 0..n-1 with one letter
     each, or when a letter is not followed by the text of its own option.
@@ -73,6 +75,7 @@ class Layout:
     segments: tuple[Segment, ...]
     answer: int
     correct_candidate: int | None = None
+    audio_with_padding: bool = True
 
     def __post_init__(self) -> None:
         _check_partition(self)

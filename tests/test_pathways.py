@@ -243,7 +243,7 @@ def test_windows_that_do_not_fit(center: int, window: int) -> None:
 
 def test_groups_of_a_single_video_prompt() -> None:
     held = {name: group_positions(VIDEO_PROMPT, name).tolist() for name in
-            group_names("single_video")}  # fmt: skip
+            group_names("single_video") if name != "audio_padding"}  # fmt: skip
     assert held == {
         "system": [0],
         "video": [1, 3],

@@ -24,7 +24,7 @@ from avflow.datasets.media import decode_media, too_slow
 from avflow.datasets.media_spec import DecodedMedia, MediaError, MediaSpec
 from avflow.datasets.sample import MediaPart, Sample
 
-ALARM_S = 1.0  # after the limit, which decoding itself looks at first
+_ALARM_S = 0.2  # after the limit, which decoding itself looks at first
 _PATIENCE_S = 2.0  # after the alarm
 
 
@@ -55,7 +55,7 @@ class Decoder:
         try:
             pickle.dump((root, part, spec), process.stdin)
             process.stdin.flush()
-            limit_s = spec.decode_timeout_s + ALARM_S + _PATIENCE_S
+            limit_s = spec.decode_timeout_s + _ALARM_S + _PATIENCE_S
             if not select.select([process.stdout], [], [], limit_s)[0]:
                 raise too_slow(root / part.path, spec)
             answer: DecodedMedia | Exception = pickle.load(process.stdout)
@@ -142,7 +142,7 @@ def serve() -> None:
             root, part, spec = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, spec.decode_timeout_s + ALARM_S)
+        signal.setitimer(signal.ITIMER_REAL, spec.decode_timeout_s + _ALARM_S)
         try:
             answer: DecodedMedia | Exception = decode_media(root, part, spec)
         except Exception as error:  # whatever it is, it is this file's, and goes to who asked

@@ -60,11 +60,18 @@ def decode_media(root: Path, part: MediaPart, spec: MediaSpec) -> DecodedMedia:
                 return _decode_sound(path, spec)
     except av.error.FFmpegError as error:
         if isinstance(error, OSError):
-            raise
+            _read_through(path)  # FFmpeg also calls a short file an input/output error
         raise MediaError(
             f"{path}: damaged, or no {part.kind} file ({error.strerror}); fetch the file again "
             "or leave its samples out"
         ) from error
+
+
+def _read_through(path: Path) -> None:
+    """Raises the OSError of a disk that can't give the file."""
+    with path.open("rb") as file:
+        while file.read(1 << 20):
+            pass
 
 
 def _existing(root: Path, part: MediaPart) -> Path:
@@ -73,7 +80,19 @@ def _existing(root: Path, part: MediaPart) -> Path:
         raise MediaError(f"{path}: no such file; check the data set's root and that it is complete")
     if path.stat().st_size == 0:
         raise MediaError(f"{path}: the file is empty; fetch it again")
+    _check_riff(path)
     return path
+
+
+def _check_riff(path: Path) -> None:
+    """WAV and AVI state their size first; FFmpeg takes what is there for the whole."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    stated, held = int.from_bytes(head[4:8], "little"), path.stat().st_size - 8
+    if head[:4] == b"RIFF" and head[8:] in (b"WAVE", b"AVI ") and held < stated < 0x7FFFF000:
+        raise MediaError(  # more stands for "not known", as recorders write it
+            f"{path}: holds {held:,} of {stated:,} bytes; the file is truncated, fetch it again"
+        )
 
 
 def _open(path: Path) -> av.container.InputContainer:
@@ -144,8 +163,12 @@ def _picture_notes(spacing: float, lead: float, spec: MediaSpec) -> Iterator[str
 
 def _lead(stream: av.VideoStream, track: av.AudioStream | None) -> float:
     """Seconds by which the sound begins before the picture; 0 for what a cut does not harm."""
-    starts = [s.start_time * s.time_base for s in (stream, track) if s and s.start_time is not None]
-    lead = float(starts[0] - starts[1]) if len(starts) == 2 else 0.0
+    starts = [
+        float(s.start_time * s.time_base)
+        for s in (stream, track)
+        if s is not None and s.start_time is not None and s.time_base is not None
+    ]
+    lead = starts[0] - starts[1] if len(starts) == 2 else 0.0
     return lead if lead > LEAD_S else 0.0
 
 
@@ -159,7 +182,7 @@ def _picture_track(path: Path, container: av.container.InputContainer) -> av.Vid
     return pictures[0]
 
 
-def _is_cover(stream: av.VideoStream) -> bool:
+def _is_cover(stream: av.stream.Stream) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 

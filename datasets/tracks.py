@@ -105,11 +105,12 @@ class Sound:
 
     def add(self, frame: av.AudioFrame) -> None:
         """Take the next frame of the track."""
+        start = frame.time or 0.0
         if self._start is None:
-            self._start = self.end = frame.time
-        if frame.time - self.end > _HOLE_S:
-            self._fill(frame.time - self.end)
-        self.end = frame.time + frame.samples / frame.sample_rate
+            self._start = self.end = start
+        if start - self.end > _HOLE_S:
+            self._fill(start - self.end)
+        self.end = start + frame.samples / frame.sample_rate
         self._resample(frame)
 
     def _new_resampler(self) -> av.AudioResampler:
@@ -175,9 +176,7 @@ class Sound:
         """The same wave `late` samples later; a negative number cuts its start."""
         self._n_samples += late
         if late > 0:
-            self.notes.append(
-                f"sound starts {late / self._rate:.3f} s late: silence put before it"
-            )
+            self.notes.append(f"sound starts {late / self._rate:.3f} s late: silence put before it")
             return np.concatenate([np.zeros(late, np.float32), wave])
         if late < 0:
             self.notes.append(f"sound starts {-late / self._rate:.3f} s early: its start was cut")

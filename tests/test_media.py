@@ -16,6 +16,7 @@ from PIL import Image
 from avflow.datasets.media import MediaError, decode_media, decode_sample, sampling_times
 from avflow.datasets.sample import MediaKind, MediaPart, Sample
 
+
 def test_frames_are_those_on_the_screen_at_even_times(tmp_path: Path) -> None:
     media = decode(write_video(tmp_path / "a.mp4", even(4, 10)))
     assert media.frames is not None

@@ -1,0 +1,161 @@
+"""The decoding process: what a hang, a crash or a kill costs, and that the next file is decoded."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from media_files import SPEC, even, levels, write_video
+from PIL import Image
+
+from avflow.datasets.decoder import Decoder
+from avflow.datasets.media import MediaError, decode_media
+from avflow.datasets.sample import MediaPart
+from avflow.workers.decode import Decoded, decode_unit
+from avflow.workers.protocol import UnitFailure, UnitSpec
+
+BIG = MediaPart(kind="image", path="big.jpg")
+SMALL = MediaPart(kind="video", path="small.mp4", with_audio=True)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip, and a picture whose decoding is one call into C that takes most of a second."""
+    folder = tmp_path_factory.mktemp("media")
+    write_video(folder / "small.mp4", even(2, 10), sound_s=2)
+    Image.new("RGB", (9400, 9400)).save(folder / "big.jpg")
+    return folder
+
+
+@pytest.fixture
+def decoder() -> Iterator[Decoder]:
+    with Decoder() as one:
+        yield one
+
+
+def after(seconds: float, action: Callable[[], None]) -> None:
+    threading.Timer(seconds, action).start()
+
+
+def test_it_gives_what_decoding_here_gives(root: Path, decoder: Decoder) -> None:
+    ours, theirs = decode_media(root, SMALL, SPEC), decoder.decode(root, SMALL, SPEC)
+    assert levels(theirs) == levels(ours)
+    assert ours.waveform is not None
+    assert theirs.waveform is not None
+    assert np.array_equal(theirs.waveform, ours.waveform)
+    assert (theirs.frame_times, theirs.duration, theirs.notes) == (
+        ours.frame_times,
+        ours.duration,
+        ours.notes,
+    )
+
+
+def test_a_bad_file_leaves_the_process_as_it_is(root: Path, decoder: Decoder) -> None:
+    decoder.decode(root, SMALL, SPEC)
+    before = decoder.pid
+    with pytest.raises(MediaError, match=r"missing\.mp4: no such file"):
+        decoder.decode(root, replace(SMALL, path="missing.mp4"), SPEC)
+    assert levels(decoder.decode(root, SMALL, SPEC)) == [0, 5, 10, 15]
+    assert decoder.pid == before
+
+
+def test_a_library_that_does_not_come_back_ends_by_the_alarm(root: Path, decoder: Decoder) -> None:
+    decoder.decode(root, SMALL, SPEC)
+    began = time.monotonic()
+    with pytest.raises(MediaError, match=r"big\.jpg: decoding took more than 0.01 s"):
+        # Pillow's decoder neither looks at a clock nor lets Python run.
+        decoder.decode(root, BIG, replace(SPEC, decode_timeout_s=0.01))
+    assert time.monotonic() - began < 10
+    assert levels(decoder.decode(root, SMALL, SPEC)) == [0, 5, 10, 15]
+
+
+def test_a_process_that_not_even_the_alarm_ends_is_given_up(root: Path, decoder: Decoder) -> None:
+    decoder.decode(root, SMALL, SPEC)
+    assert decoder.pid is not None
+    stuck = decoder.pid
+    os.kill(stuck, signal.SIGSTOP)  # takes no signal, like one that waits for a dead disk
+    with pytest.raises(MediaError, match=r"took more than 0\.1 s"):
+        decoder.decode(root, SMALL, replace(SPEC, decode_timeout_s=0.1))
+    assert not Path(f"/proc/{stuck}").exists()
+    assert levels(decoder.decode(root, SMALL, SPEC)) == [0, 5, 10, 15]
+
+
+@pytest.mark.parametrize(
+    ("sign", "error", "says"),
+    [
+        (signal.SIGSEGV, MediaError, r"crashed its decoder \(SIGSEGV\)"),
+        (signal.SIGKILL, ChildProcessError, "was killed, perhaps for want of memory"),
+    ],
+)
+def test_a_crash_is_the_files_fault_and_a_kill_is_not(
+    root: Path, decoder: Decoder, sign: signal.Signals, error: type[Exception], says: str
+) -> None:
+    decoder.decode(root, SMALL, SPEC)
+    pid = decoder.pid
+    assert pid is not None
+    after(0.1, lambda: os.kill(pid, sign))
+    with pytest.raises(error, match=says):
+        decoder.decode(root, BIG, SPEC)
+    assert levels(decoder.decode(root, SMALL, SPEC)) == [0, 5, 10, 15]
+
+
+def test_one_that_died_between_two_files_is_replaced(root: Path, decoder: Decoder) -> None:
+    decoder.decode(root, SMALL, SPEC)
+    assert decoder.pid is not None
+    os.kill(decoder.pid, signal.SIGKILL)
+    time.sleep(0.1)
+    assert levels(decoder.decode(root, SMALL, SPEC)) == [0, 5, 10, 15]
+
+
+def test_it_does_not_outlive_who_started_it(root: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from avflow.datasets.decoder import Decoder\n"
+        "from avflow.datasets.sample import MediaPart\n"
+        "from media_files import SPEC\n"
+        "decoder = Decoder()\n"
+        "part = MediaPart(kind='video', path='small.mp4')\n"
+        "decoder.decode(Path(sys.argv[1]), part, SPEC)\n"
+        "print(decoder.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    parent = subprocess.run(
+        [sys.executable, "-c", code, str(root)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    pid = int(parent.stdout)
+    until = time.monotonic() + 10
+    while running(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not running(pid)
+
+
+def running(pid: int) -> bool:
+    """An orphan whose new parent does not reap it stays as a zombie: that is not running."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_unit_fails_as_data_and_the_next_one_is_decoded(root: Path, tmp_path: Path) -> None:
+    from faulty import unit
+
+    def of(path: str) -> UnitSpec:
+        return replace(unit("u", root, media=path))
+
+    (root / "noise.mp4").write_bytes(b"no video at all")
+    failed = decode_unit(of("noise.mp4"), SPEC)
+    assert isinstance(failed, UnitFailure)
+    assert (failed.stage, failed.error, failed.retryable) == ("decode", "MediaError", False)
+    assert isinstance(decode_unit(of("small.mp4"), SPEC), Decoded)

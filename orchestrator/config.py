@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -16,7 +14,9 @@ from pydantic import (
 )
 from pydantic import model_validator as _model_validator
 
+from avflow.orchestrator.dataset_config import DatasetConfig
 from avflow.orchestrator.errors import ConfigError
+from avflow.orchestrator.fields import All, Name, Names, Strict
 from avflow.orchestrator.identity import IDENTITY_VERSION, Identity, RunTime
 from avflow.orchestrator.policy import Budgets
 from avflow.orchestrator.source import FieldPath, Source, spell
@@ -26,21 +26,12 @@ from avflow.pathways.pathway import Direction, Pathway
 if TYPE_CHECKING:
     from avflow.workers.models.base import ModelSpec
 
-All = Literal["all"]
-Name = Annotated[str, Field(min_length=1, max_length=100)]
-Names = All | Annotated[tuple[Name, ...], Field(min_length=1)]
 Layer = Annotated[int, Field(ge=0)]
 Layers = All | Annotated[tuple[Layer, ...], Field(min_length=1)]
 Windows = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
-    )
-
-
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """A checkpoint and how to run it (the fields of `ModelSpec`), and its GPUs."""
 
     name: Identity[Name]
@@ -80,33 +71,7 @@ class ModelConfig(_Strict):
         return ModelSpec(**self.model_dump(exclude={"gpus_per_model"}))
 
 
-class TestbedSettings(_Strict):
-    """Which scenes of the testbed's world."""
-
-    __test__ = False  # not a test class, whatever pytest makes of its name
-
-    seed: Identity[Annotated[int, Field(ge=0)]] = 0
-    """Of the scenes and questions."""
-    samples_per_task: Identity[PositiveInt] = 20
-    """Questions a task."""
-    tasks: Identity[Names] = "all"
-    """Tasks to make questions for."""
-
-
-class DatasetConfig(_Strict):
-    """Where samples come from."""
-
-    name: Identity[Name]
-    """What tables and figures call it."""
-    reader: Identity[Literal["testbed"]]
-    """What reads it; `avflow datasets` lists the readers."""
-    root: RunTime[Name | None] = None
-    """Its folder (relative to this file); null: the cache, $AVFLOW_CACHE or ~/.cache/avflow."""
-    settings: Identity[TestbedSettings] = TestbedSettings()
-    """What its reader takes."""
-
-
-class CellFilter(_Strict):
+class CellFilter(Strict):
     """Matches where every list that is given holds the cell's value."""
 
     models: Identity[tuple[Name, ...] | None] = None
@@ -121,7 +86,7 @@ class CellFilter(_Strict):
     """Window widths."""
 
 
-class ExperimentConfig(_Strict):
+class ExperimentConfig(Strict):
     """Axes whose product is run: models x data sets x tasks x pathways x windows x centres."""
 
     name: RunTime[Name]
@@ -148,7 +113,7 @@ class ExperimentConfig(_Strict):
     """Cells that match one of these are left out."""
 
 
-class PathwayConfig(_Strict):
+class PathwayConfig(Strict):
     """A pathway of the sweep's own: targets may not read sources."""
 
     name: Identity[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]]
@@ -181,7 +146,7 @@ class PathwayConfig(_Strict):
 _BUDGETS = Budgets()
 
 
-class RetryConfig(_Strict):
+class RetryConfig(Strict):
     """Tries before a failure of each kind is final (see `Budgets`)."""
 
     exception: RunTime[PositiveInt] = _BUDGETS.exception
@@ -210,7 +175,7 @@ class RetryConfig(_Strict):
         return Budgets(**self.model_dump())
 
 
-class ExecutionConfig(_Strict):
+class ExecutionConfig(Strict):
     """How the sweep is run. All may change between sessions, save `threads` and `byte_budget`."""
 
     executor: RunTime[Literal["ray", "local"]] = "ray"
@@ -234,14 +199,14 @@ class ExecutionConfig(_Strict):
     last bits of float32: identity."""
 
 
-class MlflowConfig(_Strict):
+class MlflowConfig(Strict):
     """Where curves are published."""
 
     tracking_uri: RunTime[Name | None] = None
     """Any MLflow tracking URI; null: an SQLite store in the run folder (keep that off NFS)."""
 
 
-class RecordedIdentity(_Strict):
+class RecordedIdentity(Strict):
     """What names and paths stood for, written into a run folder's sweep.yaml.
 
     A sweep file that holds it is refused when its checkpoints or data sets are other ones.
@@ -249,13 +214,13 @@ class RecordedIdentity(_Strict):
 
     version: Identity[int] = IDENTITY_VERSION
     """IDENTITY_VERSION of the run."""
-    models: Identity[dict[str, str]] = {}
+    models: Identity[dict[str, str]] = Field(default={})
     """Model -> digest of its config and weights."""
-    datasets: Identity[dict[str, str]] = {}
+    datasets: Identity[dict[str, str]] = Field(default={})
     """Data set -> fingerprint of its samples."""
 
 
-class SweepConfig(_Strict):
+class SweepConfig(Strict):
     """A sweep."""
 
     name: RunTime[Name]

@@ -1,12 +1,34 @@
 """From a data set's config to its samples, wherever they come from."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import assert_never
 
+from avflow.datasets.reading import AnnotationError, LeftOut
 from avflow.datasets.sample import LayoutKind, Sample
-from avflow.orchestrator.config import DatasetConfig
+from avflow.datasets.selections import (
+    AV_ODYSSEY,
+    AV_SPEAKERBENCH,
+    SELECTIONS,
+    UNDER_A_MINUTE,
+    WORLDSENSE,
+    CountCheck,
+    check_counts,
+)
+from avflow.orchestrator.dataset_config import (
+    READERS,
+    AvOdysseyDataset,
+    AvSpeakerBenchDataset,
+    DatasetConfig,
+    JsonlDataset,
+    TestbedDataset,
+    TestbedSettings,
+    WorldSenseDataset,
+    prompt_template,
+    spelled_out,
+)
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.identity import digest
 from avflow.orchestrator.paths import cache_folder
@@ -17,26 +39,44 @@ class LoadedDataset:
     """Samples in the reader's order; media lie under `root`.
 
     `fingerprint` is of the questions, answers and file names, not of the files' bytes: a mended
-    file is the same sample.
+    file is the same sample. `left_out` are questions that can't be asked; `checks` compare the
+    samples with the paper's tables, where it has any for this selection.
     """
 
     root: Path
     samples: tuple[Sample, ...]
     fingerprint: str
+    left_out: tuple[LeftOut, ...] = ()
+    checks: tuple[CountCheck, ...] = ()
+
+    def warnings(self) -> list[str]:
+        """What is not as it should be, a line each."""
+        counts = [str(check) for check in self.checks if not check.good]
+        return counts + [f"left out: {left_out}" for left_out in self.left_out]
 
 
 def load_samples(config: DatasetConfig) -> LoadedDataset:
     """Read, or render, a data set. Raises ConfigError when its folder can't be used."""
     root = Path(config.root) if config.root is not None else cache_folder(config.reader)
     try:
-        samples = _READERS[config.reader](root, config)
+        read = list(_read(root, config))
     except OSError as error:
         raise ConfigError(f"data set {config.name}: {root} can't be used: {error}") from error
-    named = tuple(replace(sample, dataset=config.name) for sample in samples)
-    doubles = len(named) - len({sample.sample_id for sample in named})
+    except AnnotationError as error:
+        raise ConfigError(f"data set {config.name}: {error}") from error
+    samples = tuple(replace(s, dataset=config.name) for s in read if isinstance(s, Sample))
+    if not samples:
+        raise ConfigError(f"data set {config.name}: {root} holds no question of those selected")
+    doubles = len(samples) - len({sample.sample_id for sample in samples})
     if doubles:
         raise ConfigError(f"data set {config.name}: {doubles} sample ids are there twice")
-    return LoadedDataset(root=root, samples=named, fingerprint=fingerprint(named))
+    return LoadedDataset(
+        root=root,
+        samples=samples,
+        fingerprint=fingerprint(samples),
+        left_out=tuple(row for row in read if isinstance(row, LeftOut)),
+        checks=_checks(config, samples),
+    )
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:
@@ -55,12 +95,22 @@ class KnownTask:
 
 def readers() -> tuple[str, ...]:
     """The names of the readers."""
-    return tuple(_READERS)
+    return READERS
 
 
 def about_tasks(reader: str) -> tuple[KnownTask, ...]:
-    """The tasks that a reader offers. Raises KeyError for an unknown reader."""
-    return _TASKS[reader]()
+    """The tasks that a reader offers; none where the file decides. Raises KeyError."""
+    if reader == "testbed":
+        from avflow.datasets.testbed.questions import TASKS
+
+        return tuple(KnownTask(name=t.name, layout=t.layout, about=t.about) for t in TASKS)
+    if reader == "jsonl":
+        return ()
+    selection = SELECTIONS[reader]
+    return tuple(
+        KnownTask(name=task.name, layout=selection.layout, about=f"{task.use}, {task.count}")
+        for task in selection.tasks
+    )
 
 
 def known_tasks(reader: str) -> tuple[str, ...]:
@@ -68,22 +118,104 @@ def known_tasks(reader: str) -> tuple[str, ...]:
     return tuple(task.name for task in about_tasks(reader))
 
 
-def _testbed(root: Path, config: DatasetConfig) -> Sequence[Sample]:
+def chosen_tasks(config: DatasetConfig) -> tuple[str, ...] | None:
+    """The tasks that a data set's settings choose; None: whatever its file holds.
+
+    Raises KeyError for an unknown name.
+    """
+    match config:
+        case JsonlDataset():
+            return None
+        case TestbedDataset(settings=settings):
+            return known_tasks("testbed") if isinstance(settings.tasks, str) else settings.tasks
+        case _:
+            return SELECTIONS[config.reader].names(config.settings.tasks)
+
+
+def names_task(names: str | Sequence[str], dataset: str, task: str) -> bool:
+    """Whether a list of tasks in a sweep file, or `all`, means this one: by its name, or by
+    `dataset/task` where data sets share a name."""
+    return names == "all" or task in names or f"{dataset}/{task}" in names
+
+
+def spellings(tasks: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """All that a sweep file may call these (dataset, task), each once: bare names first."""
+    pairs = list(dict.fromkeys(tasks))
+    both = (*(task for _, task in pairs), *(f"{dataset}/{task}" for dataset, task in pairs))
+    return tuple(dict.fromkeys(both))
+
+
+def resolved(config: DatasetConfig) -> DatasetConfig:
+    """The same data set with its tasks and the texts of its prompt spelled out."""
+    changed: dict[str, object] = {}
+    if not isinstance(config, JsonlDataset):
+        changed["tasks"] = chosen_tasks(config)
+    if not isinstance(config, TestbedDataset):
+        changed["prompt"] = spelled_out(config.settings.prompt)
+    return config.model_copy(update={"settings": config.settings.model_copy(update=changed)})
+
+
+def _read(root: Path, config: DatasetConfig) -> Iterable[Sample | LeftOut]:
+    match config:
+        case TestbedDataset(settings=settings):
+            return _testbed(root, settings)
+        case AvSpeakerBenchDataset(settings=settings):
+            from avflow.datasets import av_speakerbench
+
+            return av_speakerbench.read(
+                root,
+                tasks=AV_SPEAKERBENCH.names(settings.tasks),
+                template=prompt_template(settings.prompt),
+            )
+        case WorldSenseDataset(settings=settings):
+            from avflow.datasets import worldsense
+
+            return worldsense.read(
+                root,
+                tasks=WORLDSENSE.names(settings.tasks),
+                durations=settings.durations,
+                template=prompt_template(settings.prompt),
+            )
+        case AvOdysseyDataset(settings=settings):
+            from avflow.datasets import av_odyssey
+
+            return av_odyssey.read(
+                root,
+                tasks=AV_ODYSSEY.names(settings.tasks),
+                directions=settings.directions,
+                orderings=settings.orderings,
+                template=prompt_template(settings.prompt),
+            )
+        case JsonlDataset(settings=settings):
+            from avflow.datasets import jsonl
+
+            return jsonl.read(root, file=settings.file, template=prompt_template(settings.prompt))
+        case _:
+            assert_never(config)
+
+
+def _testbed(root: Path, settings: TestbedSettings) -> Sequence[Sample]:
     from avflow.datasets.testbed.samples import load
 
     root.mkdir(parents=True, exist_ok=True)
     if not os.access(root, os.W_OK):
         raise PermissionError("it is not writable, and clips are rendered into it")
-    settings = config.settings
     tasks = None if settings.tasks == "all" else settings.tasks
     return load(root, seed=settings.seed, samples_per_task=settings.samples_per_task, tasks=tasks)
 
 
-def _testbed_tasks() -> tuple[KnownTask, ...]:
-    from avflow.datasets.testbed.questions import TASKS
-
-    return tuple(KnownTask(name=t.name, layout=t.layout, about=t.about) for t in TASKS)
-
-
-_READERS: Mapping[str, Callable[[Path, DatasetConfig], Sequence[Sample]]] = {"testbed": _testbed}
-_TASKS: Mapping[str, Callable[[], tuple[KnownTask, ...]]] = {"testbed": _testbed_tasks}
+def _checks(config: DatasetConfig, samples: Sequence[Sample]) -> tuple[CountCheck, ...]:
+    """None where the settings select otherwise than the paper."""
+    match config:
+        case TestbedDataset() | JsonlDataset():
+            return ()
+        case WorldSenseDataset(settings=settings) if settings.durations != (UNDER_A_MINUTE,):
+            return ()
+        case AvOdysseyDataset(settings=settings) if (settings.directions, settings.orderings) != (
+            "all",
+            "all",
+        ):
+            return ()
+        case _:
+            names = SELECTIONS[config.reader].names(config.settings.tasks)
+            return check_counts(SELECTIONS[config.reader], names, samples)

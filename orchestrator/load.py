@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from avflow.orchestrator.config import ExperimentConfig, SweepConfig
-from avflow.orchestrator.data import known_tasks
+from avflow.orchestrator.data import chosen_tasks, known_tasks, spellings
+from avflow.orchestrator.dataset_config import READERS, TAGGED, DatasetConfig, JsonlDataset
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.identity import IDENTITY_VERSION
 from avflow.orchestrator.source import FieldPath, Source, read_source, unknown
@@ -48,12 +49,12 @@ def _merged(source: Source, errors: Sequence[ErrorDetails]) -> list[_Complaint]:
     """One complaint a field: pydantic reports each branch of a union apart."""
     messages: dict[tuple[str | int, ...], list[str]] = {}
     for error in errors:
-        field = tuple(error["loc"])
+        field = _in_file(error)
         known = source.known(field)
-        missing = error["type"] == "missing"
+        missing = error["type"] in ("missing", "union_tag_not_found")
         extra = error["type"] == "extra_forbidden"
         at = (*known, field[-1]) if missing and known != field else known
-        text = _about_extra(field) if extra else _message(error)
+        text = _about_extra(error["loc"]) if extra else _message(error)
         messages.setdefault(at, []).append(text)
     return [
         (at, " or: ".join(dict.fromkeys(texts)))
@@ -63,9 +64,17 @@ def _merged(source: Source, errors: Sequence[ErrorDetails]) -> list[_Complaint]:
     ]
 
 
+def _in_file(error: ErrorDetails) -> FieldPath:
+    """Where in the file: pydantic adds tags (the reader's name, above all) to a field's path."""
+    loc = tuple(part for part in error["loc"] if part not in TAGGED)
+    return (*loc, "reader") if error["type"].startswith("union_tag") else loc
+
+
 def _message(error: ErrorDetails) -> str:
-    if error["type"] == "missing":
+    if error["type"] in ("missing", "union_tag_not_found"):
         return "this field is required"
+    if error["type"] == "union_tag_invalid":
+        return unknown("reader", error["ctx"]["tag"], READERS)
     text = error["msg"].removeprefix("Value error, ")
     given = error["input"]
     return text if isinstance(given, dict | list) else f"{text} (it is {given!r})"
@@ -76,7 +85,7 @@ def _about_extra(field: FieldPath) -> str:
     kind: type[BaseModel] | None = SweepConfig
     for part in field[:-1]:
         if isinstance(part, str) and kind is not None:
-            kind = _config_in(kind, part)
+            kind = TAGGED.get(part) or _config_in(kind, part)
     if kind is not None:
         known = list(kind.model_fields)
     return unknown("field", str(field[-1]), known)
@@ -136,11 +145,11 @@ def _check_models(config: SweepConfig) -> Iterator[_Complaint]:
 def _check_datasets(config: SweepConfig) -> Iterator[_Complaint]:
     for index, dataset in enumerate(config.datasets):
         known = known_tasks(dataset.reader)
-        if dataset.settings.tasks != "all":
-            for at, task in enumerate(dataset.settings.tasks):
-                if task not in known:
-                    field = ("datasets", index, "settings", "tasks", at)
-                    yield field, unknown("task", task, known)
+        chosen = () if isinstance(dataset, JsonlDataset) else dataset.settings.tasks
+        for at, task in enumerate(() if isinstance(chosen, str) else chosen):
+            if task not in known:
+                field = ("datasets", index, "settings", "tasks", at)
+                yield field, unknown("task", task, known)
 
 
 def _check_experiment(
@@ -149,13 +158,8 @@ def _check_experiment(
     models = [model.name for model in config.models]
     datasets = [dataset.name for dataset in config.datasets]
     pathways = [pathway.name for pathway in (*config.own_pathways(), *ALL)]
-    tasks = [
-        task
-        for dataset in config.datasets
-        if experiment.datasets == "all" or dataset.name in experiment.datasets
-        for task in _tasks(dataset.reader, dataset.settings.tasks)
-    ]
-    axes = (
+    tasks = _tasks(config, experiment)
+    axes: tuple[tuple[str, str, Sequence[str] | None], ...] = (
         ("models", "model", models),
         ("datasets", "data set", datasets),
         ("pathways", "pathway", pathways),
@@ -169,12 +173,27 @@ def _check_experiment(
         for axis, what, known in axes:
             names = getattr(holder, axis)
             for at, name in enumerate(() if names in ("all", None) else names):
-                if name not in known:
+                if known is not None and name not in known:
                     yield (*place, axis, at), unknown(what, name, known)
 
 
-def _tasks(reader: str, chosen: str | tuple[str, ...]) -> Sequence[str]:
-    return known_tasks(reader) if isinstance(chosen, str) else chosen
+def _tasks(config: SweepConfig, experiment: ExperimentConfig) -> Sequence[str] | None:
+    """What an experiment may call tasks; None if that is known only once files have been read."""
+    pairs: list[tuple[str, str]] = []
+    for dataset in config.datasets:
+        if experiment.datasets == "all" or dataset.name in experiment.datasets:
+            tasks = _chosen_tasks(dataset)
+            if tasks is None:
+                return None
+            pairs += [(dataset.name, task) for task in tasks]
+    return spellings(pairs)
+
+
+def _chosen_tasks(dataset: DatasetConfig) -> Sequence[str] | None:
+    try:
+        return chosen_tasks(dataset)
+    except KeyError:  # an unknown name among them, which has a complaint of its own
+        return known_tasks(dataset.reader)
 
 
 # -- paths -----------------------------------------------------------------------------------

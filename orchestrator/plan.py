@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from avflow.datasets.sample import Sample
 from avflow.orchestrator.config import CellFilter, ExperimentConfig, SweepConfig
 from avflow.orchestrator.cost import Cost, NominalCost
-from avflow.orchestrator.data import LoadedDataset
+from avflow.orchestrator.data import LoadedDataset, names_task
 from avflow.orchestrator.identity import (
     IDENTITY_VERSION,
     METRIC_VERSION,
@@ -260,13 +260,10 @@ def _ask(
     into: dict[_CurveKey, _Asked],
 ) -> None:
     model, dataset, task, layout = key
-    if not all(
-        _among(name, names)
-        for name, names in (
-            (model, experiment.models),
-            (dataset, experiment.datasets),
-            (task, experiment.tasks),
-        )
+    if not (
+        _among(model, experiment.models)
+        and _among(dataset, experiment.datasets)
+        and names_task(experiment.tasks, dataset, task)
     ):
         return
     centers = range(n_layers) if experiment.center_layers == "all" else experiment.center_layers
@@ -298,11 +295,11 @@ def _selected(experiment: ExperimentConfig, key: GroupKey, pathway: str, window:
         axes = (
             (key[0], cells.models),
             (key[1], cells.datasets),
-            (key[2], cells.tasks),
             (pathway, cells.pathways),
             (window, cells.windows),
         )
-        return all(values is None or value in values for value, values in axes)
+        of_task = cells.tasks is None or names_task(cells.tasks, key[1], key[2])
+        return of_task and all(values is None or value in values for value, values in axes)
 
     if experiment.include and not any(map(matches, experiment.include)):
         return False

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from avflow.orchestrator.config import ExperimentConfig, RecordedIdentity, SweepConfig
-from avflow.orchestrator.data import LoadedDataset, known_tasks
+from avflow.orchestrator.data import LoadedDataset, names_task, resolved, spellings
 from avflow.orchestrator.errors import IdentityMismatch
 from avflow.orchestrator.identity import differences
 from avflow.orchestrator.source import unknown
@@ -43,23 +43,11 @@ def resolve(
 ) -> SweepConfig:
     """The same sweep with `all` spelled out (centre layers apart) and digests recorded."""
     experiments = tuple(_spelled_out(config, e, datasets) for e in config.experiments)
-    resolved_datasets = tuple(
-        dataset.model_copy(
-            update={
-                "settings": dataset.settings.model_copy(
-                    update={"tasks": known_tasks(dataset.reader)}
-                )
-            }
-        )
-        if dataset.settings.tasks == "all"
-        else dataset
-        for dataset in config.datasets
-    )
     recorded = _recorded(config, datasets, models)
     return config.model_copy(
         update={
             "experiments": experiments,
-            "datasets": resolved_datasets,
+            "datasets": tuple(resolved(dataset) for dataset in config.datasets),
             "identity": recorded,
         }
     )
@@ -91,7 +79,11 @@ def _check_tasks(
     experiment: ExperimentConfig,
     datasets: Mapping[str, LoadedDataset],
 ) -> None:
-    known = _tasks_of(config, experiment, datasets)
+    known = spellings(
+        (dataset, sample.task)
+        for dataset in _datasets_of(config, experiment)
+        for sample in datasets[dataset].samples
+    )
     for at, task in enumerate(_names(experiment.tasks, ())):
         if task not in known:
             raise config.error(("experiments", index, "tasks", at), unknown("task", task, known))
@@ -101,12 +93,11 @@ def _selects_anything(
     config: SweepConfig, experiment: ExperimentConfig, datasets: Mapping[str, LoadedDataset]
 ) -> bool:
     own = config.own_pathways()
-    tasks = _names(experiment.tasks, _tasks_of(config, experiment, datasets))
     layouts = {
         sample.layout
         for name in _datasets_of(config, experiment)
         for sample in datasets[name].samples
-        if sample.task in tasks
+        if names_task(experiment.tasks, name, sample.task)
     }
     names = _names(experiment.pathways, [pathway.name for pathway in (*ALL, *own)])
     return any(pathway.layout in layouts for name in names for pathway in find(name, own))

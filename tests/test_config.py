@@ -89,7 +89,22 @@ def test_the_commented_pathway_of_the_demo_works(tmp_path: Path) -> None:
          "be 'float32', 'bfloat16' or 'float64'"),
         ("path: testbed", "path: testbed\n    fps: fast", "models[0].fps: Input should be a valid "
          "number (it is 'fast')"),
-        ("reader: testbed", "reader: avqa", ":8: datasets[0].reader: Input should be 'testbed'"),
+        ("reader: testbed", "reader: avqa", ":8: datasets[0].reader: unknown reader 'avqa'; known: "
+         "testbed, av_speakerbench"),
+        ("    reader: testbed\n", "", ":7: datasets[0].reader: this field is required"),
+        ("reader: testbed", "reader: worldsense", ":7: datasets[0].root: this field is required"),
+        ("reader: testbed", "reader: worldsense\n    root: .\n    settings: {seed: 1}",
+         ":10: datasets[0].settings.seed: unknown field 'seed'; known: tasks, durations, prompt"),
+        ("reader: testbed", "reader: worldsense\n    root: .\n    settings: {tasks: [Smell]}",
+         ":10: datasets[0].settings.tasks[0]: unknown task 'Smell'; known: Attribute Recognition"),
+        ("reader: testbed", "reader: worldsense\n    root: .\n    settings: {prompt: worldsens}",
+         ":10: datasets[0].settings.prompt: Input should be 'av_speakerbench', 'worldsense'"),
+        ("reader: testbed", "reader: worldsense\n    root: .\n    settings: {prompt: {qestion: }}",
+         ":10: datasets[0].settings.prompt.qestion: unknown field 'qestion'; did you mean 'q"),
+        ("reader: testbed", "reader: worldsense\n    root: .\n    settings: {prompt: {option: x}}",
+         ":10: datasets[0].settings.prompt: option is 'x'; it must hold {letter} and then "),
+        ("windows: [3]", "tasks: [wurld/sight]", ":11: experiments[0].tasks[0]: unknown task "
+         "'wurld/sight'; did you mean 'world/sight'?"),
         ("reader: testbed", "reader: testbed\n    settings: {tasks: [smell]}",
          "datasets[0].settings.tasks[0]: unknown task 'smell'"),
         ("name: try\n", "name: try\nname: again\n", ":2: 'name' is given twice (first in line 1)"),

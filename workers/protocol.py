@@ -1,6 +1,7 @@
 """What goes to a worker and what comes back. Picklable without torch; numpy and scalars only.
 
-    UnitSpec  ->  run_unit  ->  CurveDone | UnitFailure ...  ->  SampleDone
+    UnitSpec  ->  run_unit  ->  CurveDone | InterventionDone | ProbeDone | UnitFailure ...
+                            ->  SampleDone
 
 The stream of a unit ends with exactly one SampleDone, or with a UnitFailure whose `curve` is None
 when the sample itself failed (decode, prompt, baseline). A worker that dies ends the stream early:
@@ -17,7 +18,19 @@ from avflow.datasets.sample import Sample
 from avflow.pathways.layout import OptionSpan
 from avflow.pathways.pathway import Pathway
 
-Stage = Literal["load", "decode", "prepare", "encode", "prefill", "replay", "worker", "timeout"]
+Stage = Literal[
+    "load",
+    "decode",
+    "prepare",
+    "encode",
+    "prefill",
+    "replay",
+    "discard",
+    "probe",
+    "worker",
+    "timeout",
+]
+ProbeName = Literal["last_attention", "attention_map", "norms", "sinks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +59,82 @@ class CurveSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MaskSpec:
+    """The blocked edges of all `pathways` at once, at fixed `layers` (paper, Table 1)."""
+
+    name: str
+    pathways: tuple[Pathway, ...]
+    layers: tuple[int, ...]
+    option_span: OptionSpan = "letter"
+    correct_only: bool = False
+
+    @property
+    def key(self) -> str:
+        """Unique in the unit: `mask/video_for_last`."""
+        return f"mask/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscardStep:
+    """Once layer `after_layer` has run, the tokens of `groups` leave the sequence."""
+
+    after_layer: int
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscardSpec:
+    """Tokens that leave the sequence on the way up (paper, Table 4), `steps` by ascending layer.
+
+    Without steps: the full prefill, timed in the same way.
+    """
+
+    name: str
+    steps: tuple[DiscardStep, ...]
+    option_span: OptionSpan = "letter"
+    correct_only: bool = False
+
+    @property
+    def key(self) -> str:
+        """Unique in the unit: `discard/video`."""
+        return f"discard/{self.name}"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers after which tokens leave."""
+        return tuple(step.after_layer for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSpec:
+    """What to look at in the undisturbed pass at `layers` (paper, Fig. 1, 2, 7).
+
+    `last_attention` and `attention_map` are of a layer's own attention, `norms` and `sinks` of the
+    residual stream that enters it. `top_dimensions`: how many of a sink's hidden dimensions.
+    """
+
+    name: ProbeName
+    layers: tuple[int, ...]
+    top_dimensions: int = 16
+    correct_only: bool = False
+
+    @property
+    def key(self) -> str:
+        """Unique in the unit: `probe/norms`."""
+        return f"probe/{self.name}"
+
+
+ExtraSpec = MaskSpec | DiscardSpec | ProbeSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnitSpec:
     """All of one sample's work under one model.
 
-    `curves` is everything the plan holds for the sample: the composition of batches follows from
-    it alone. `wanted` are the keys still missing; only these are yielded. `byte_budget` bounds a
-    batch's activations and is part of the identity. `cost` is token-layers, for ordering.
+    `curves` and `extras` are everything the plan holds for the sample: the composition of batches
+    follows from the curves alone. `wanted` are the keys still missing; only these are yielded.
+    `byte_budget` bounds a batch's activations and is part of the identity. `cost` is token-layers,
+    for ordering.
     """
 
     unit_id: str
@@ -62,6 +145,12 @@ class UnitSpec:
     wanted: frozenset[str]
     byte_budget: int
     cost: float
+    extras: tuple[ExtraSpec, ...] = ()
+
+    @property
+    def work(self) -> tuple[CurveSpec | ExtraSpec, ...]:
+        """Everything with a key, in the order in which it is done."""
+        return (*self.curves, *self.extras)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +174,55 @@ class CurveDone:
     correct_base: bool
     answer_token: int
     n_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterventionDone:
+    """A mask's or a discard's answer. `curve` is its key; O option letters.
+
+    `p` is the probability of the baseline's token, `predicted` the letter (None when the top-1
+    token is no option letter), `correct` whether it is the answer's. `layers` as in the spec.
+    `token_layers` and `prefill_s` are a discard's own, None for a mask, whose work is counted with
+    the sample's replay.
+    """
+
+    unit_id: str
+    curve: str
+    layers: tuple[int, ...]
+    p: float
+    p_options: NDArray[np.float64]  # [O]
+    token: int
+    predicted: str | None
+    correct: bool
+    correct_base: bool
+    token_layers: int | None
+    prefill_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeDone:
+    """What a probe saw, R rows. `curve` is its key. "" and -1 where a column says nothing.
+
+    `position` and `key` are prompt positions, or the first of a bin of `width` of them (the last
+    bin is shorter); `dimension` is a hidden one.
+
+    last_attention: the last token's attention to `group`, mean over heads
+    attention_map:  from the queries at `position` to the keys at `key`, mean over the bins' edges
+                    (the causally closed ones count 0) and over heads
+    norms:          L2 norm of the residual stream at `position`, which lies in `group`
+    sinks:          |activation| of the sink at `position` in `dimension`; and a row a layer without
+                    a position: how many sinks there are
+    """
+
+    unit_id: str
+    curve: str
+    layer: NDArray[np.int16]  # [R]
+    group: tuple[str, ...]  # [R]
+    position: NDArray[np.int32]  # [R]
+    key: NDArray[np.int32]  # [R]
+    width: NDArray[np.int32]  # [R]
+    dimension: NDArray[np.int32]  # [R]
+    value: NDArray[np.float64]  # [R]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +251,8 @@ class SampleDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitFailure:
-    """A failure as data. `curve` None: the whole sample. `retryable`: the same inputs might pass
-    (I/O, memory); a corrupt file or a group that can't be located is not."""
+    """A failure as data. `curve`: the key of what failed, None the whole sample. `retryable`: the
+    same inputs might pass (I/O, memory); a corrupt file or a group that can't be located is not."""
 
     unit_id: str
     curve: str | None
@@ -125,4 +263,5 @@ class UnitFailure:
     retryable: bool = False
 
 
-Event = CurveDone | SampleDone | UnitFailure
+Finished = CurveDone | InterventionDone | ProbeDone  # what has a key: handed back and stored whole
+Event = Finished | SampleDone | UnitFailure

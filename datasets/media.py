@@ -19,8 +19,8 @@ import numpy as np
 
 from avflow.datasets.media_spec import DecodedMedia, MediaError, MediaSpec
 from avflow.datasets.pictures import read_picture
-from avflow.datasets.roots import inside
 from avflow.datasets.sample import MediaPart, Sample
+from avflow.datasets.stored_media import opened
 from avflow.datasets.tracks import LEAD_S, MISSING_S, SLACK_S, FramePicker, Sound, truncated
 
 __all__ = ["DecodedMedia", "MediaError", "MediaSpec", "decode_media", "decode_sample"]
@@ -42,29 +42,30 @@ def decode_sample(root: Path, sample: Sample, spec: MediaSpec) -> tuple[DecodedM
 
 
 def decode_media(root: Path, part: MediaPart, spec: MediaSpec) -> DecodedMedia:
-    """Decode one file below `root`, in this process.
+    """Decode one file below `root`, or a cell of one, in this process.
 
     Raises MediaError: outside of root, missing, empty, damaged, truncated, of another kind than
     `part.kind`, without the sound it must have, or past `spec.decode_timeout_s`, which is looked
     at between packets (`Decoder` also ends a library that is stuck, or crashes). An OSError of
     the disk itself is not caught: reading again may help.
     """
-    path = _existing(root, part)
-    try:
-        match part.kind:
-            case "image":
-                return read_picture(path, spec)
-            case "video":
-                return _decode_video(path, part.with_audio, spec)
-            case "audio":
-                return _decode_sound(path, spec)
-    except av.error.FFmpegError as error:
-        if isinstance(error, OSError):
-            _read_through(path)  # FFmpeg also calls a short file an input/output error
-        raise MediaError(
-            f"{path}: damaged, or no {part.kind} file ({error.strerror}); fetch the file again "
-            "or leave its samples out"
-        ) from error
+    with opened(root, part.path) as path:
+        _check_there(path)
+        try:
+            match part.kind:
+                case "image":
+                    return read_picture(path, spec)
+                case "video":
+                    return _decode_video(path, part.with_audio, spec)
+                case "audio":
+                    return _decode_sound(path, spec)
+        except av.error.FFmpegError as error:
+            if isinstance(error, OSError):
+                _read_through(path)  # FFmpeg also calls a short file an input/output error
+            raise MediaError(
+                f"{path}: damaged, or no {part.kind} file ({error.strerror}); fetch the file again "
+                "or leave its samples out"
+            ) from error
 
 
 def _read_through(path: Path) -> None:
@@ -74,14 +75,12 @@ def _read_through(path: Path) -> None:
             pass
 
 
-def _existing(root: Path, part: MediaPart) -> Path:
-    path = inside(root, part.path)
+def _check_there(path: Path) -> None:
     if not path.is_file():
         raise MediaError(f"{path}: no such file; check the data set's root and that it is complete")
     if path.stat().st_size == 0:
         raise MediaError(f"{path}: the file is empty; fetch it again")
     _check_riff(path)
-    return path
 
 
 def _check_riff(path: Path) -> None:

@@ -232,11 +232,11 @@ class Coordinator:
         for name, worker in list(self._workers.items()):
             if not worker.ready and now - worker.started > self._patience.load_s:
                 message = f"it did not load within load_deadline_s = {self._patience.load_s:g} s"
-                self._failed_to_load(name, message, "")
+                self._failed_to_load(name, FailureKind.LOAD, message, "")
 
-    def _failed_to_load(self, worker: str, message: str, traceback: str) -> None:
+    def _failed_to_load(self, worker: str, kind: FailureKind, message: str, traceback: str) -> None:
         model = self._remove(worker)
-        self._decided([self._queue.on_load_failure(model, message, traceback)], worker, ())
+        self._decided([self._queue.on_load_failure(model, kind, message, traceback)], worker, ())
 
     # -- events ------------------------------------------------------------------------------
 
@@ -300,7 +300,9 @@ class Coordinator:
     def _on_death(self, died: Died) -> None:
         worker = self._workers[died.worker]
         if not worker.ready and died.kind is not FailureKind.PREEMPTION:
-            self._failed_to_load(died.worker, died.message, died.traceback)
+            final = died.kind is FailureKind.UNSUPPORTED
+            kind = died.kind if final else FailureKind.LOAD
+            self._failed_to_load(died.worker, kind, died.message, died.traceback)
             return
         held = self._queue.in_flight(died.worker)
         self._remove(died.worker)

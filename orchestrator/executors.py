@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.policy import FailureKind
 from avflow.workers.actor import ModelWorker
 from avflow.workers.decode import decode_unit
@@ -47,7 +48,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Died:
-    """The worker is gone, with all units it held. LOAD: it never became ready."""
+    """The worker is gone, with all units it held. LOAD, UNSUPPORTED: it never became ready."""
 
     worker: str
     kind: FailureKind
@@ -97,6 +98,7 @@ class Executor(Protocol):
 @dataclass(slots=True, kw_only=True)
 class _LocalWorker:
     spec: "ModelSpec"
+    gpus: int
     loaded: ModelWorker | None = None
     units: deque[UnitSpec] = field(default_factory=deque)
     stream: Iterator[Event] | None = None
@@ -115,12 +117,17 @@ class LocalExecutor:
         self._workers: dict[str, _LocalWorker] = {}
 
     def has_room(self, gpus: int) -> bool:
-        """One worker at a time."""
+        """One worker at a time. Raises ConfigError if the GPUs here can never do."""
+        import torch
+
+        here = torch.cuda.device_count()
+        if here and gpus > here:
+            raise ConfigError(f"gpus_per_model is {gpus}, but this machine has {here} GPUs")
         return not self._workers
 
     def start_worker(self, worker: str, spec: "ModelSpec", gpus: int) -> None:
         """The load itself happens in the next `poll`."""
-        self._workers[worker] = _LocalWorker(spec=spec)
+        self._workers[worker] = _LocalWorker(spec=spec, gpus=gpus)
 
     def submit(self, worker: str, unit: UnitSpec) -> None:
         """As the interface says; nothing is decoded ahead here."""
@@ -153,11 +160,16 @@ class LocalExecutor:
         self._workers.clear()
 
     def _load(self, name: str, worker: _LocalWorker) -> ExecutorEvent:
-        import torch
+        from avflow.workers.models.base import UnreachableCheckpointError, UnsupportedModelError
+        from avflow.workers.models.placement import cuda_devices
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            worker.loaded = self._worker_class(name, worker.spec, device, self._threads)
+            devices = cuda_devices(worker.gpus)
+            worker.loaded = self._worker_class(name, worker.spec, devices, self._threads)
+        except UnreachableCheckpointError as error:
+            return self._died(name, FailureKind.LOAD, error)
+        except UnsupportedModelError as error:
+            return self._died(name, FailureKind.UNSUPPORTED, error)
         except Exception as error:  # as on Ray: whatever the constructor raises is a failed load
             return self._died(name, FailureKind.LOAD, error)
         return Ready(worker=name, where=worker.loaded.about()[1])

@@ -22,7 +22,8 @@ class FailureKind(StrEnum):
     FATAL = "fatal"  # raised out of the worker's call: its process can't be trusted any more
     TIMEOUT = "timeout"  # silent for longer than the deadline, and killed
     PREEMPTION = "preemption"  # the node was taken away: nobody's fault
-    LOAD = "load"  # the worker could not load its model
+    LOAD = "load"  # the worker could not load its model; another try might
+    UNSUPPORTED = "unsupported"  # nor would another try: not this checkpoint, or not on these GPUs
     STORE = "store"  # results can't be written
 
 
@@ -75,6 +76,7 @@ _TABLE: Mapping[FailureKind, tuple[Action, Action]] = {
     FailureKind.TIMEOUT: (Action.RETRY, Action.QUARANTINE),
     FailureKind.PREEMPTION: (Action.RETRY, Action.RETRY),
     FailureKind.LOAD: (Action.RETRY, Action.ABORT_MODEL),
+    FailureKind.UNSUPPORTED: (Action.ABORT_MODEL, Action.ABORT_MODEL),
     FailureKind.STORE: (Action.ABORT_SWEEP, Action.ABORT_SWEEP),
 }
 
@@ -88,7 +90,7 @@ class FailurePolicy:
     def decide(self, kind: FailureKind, tries: int) -> Action:
         """`tries` failures of this kind so far, the present one included (so at least 1)."""
         again, last_word = _TABLE[kind]
-        if kind is FailureKind.PREEMPTION:
+        if again is last_word:  # whatever the tries: there is no budget to look up
             return again
         budget: int = getattr(self.budgets, kind.value)
         return again if tries < budget else last_word

@@ -152,10 +152,12 @@ class WorkQueue:
         message = f"nothing came out of worker {worker} for {self._deadline_s} s; it was killed"
         return self.on_worker_death(worker, FailureKind.TIMEOUT, message, now)
 
-    def on_load_failure(self, model: str, message: str, traceback: str = "") -> Decision:
+    def on_load_failure(
+        self, model: str, kind: FailureKind, message: str, traceback: str = ""
+    ) -> Decision:
         """A worker of this model could not start. RETRY: start another; ABORT_MODEL: don't."""
         self._load_failures[model] += 1
-        kind, tries = FailureKind.LOAD, self._load_failures[model]
+        tries = self._load_failures[model]
         action = self._policy.decide(kind, tries)
         if action is Action.ABORT_MODEL:
             self.abort_model(model)

@@ -181,7 +181,9 @@ class RayExecutor:
 
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_RAISED = frozenset({FailureKind.FATAL, FailureKind.LOAD})
+_RAISED = frozenset({FailureKind.FATAL, FailureKind.LOAD, FailureKind.UNSUPPORTED})
+# Of what a constructor raised Ray keeps the text alone.
+_UNSUPPORTED = re.compile(r"^(\x1b\[[0-9;]*m)*([\w.]+\.)?UnsupportedModelError: ", re.MULTILINE)
 
 
 def death_kind(error: Exception) -> FailureKind:
@@ -202,7 +204,8 @@ def death_kind(error: Exception) -> FailureKind:
         case exceptions.OutOfMemoryError():
             return FailureKind.HOST_MEMORY
         case exceptions.ActorDiedError() if error.actor_init_failed:
-            return FailureKind.LOAD
+            final = _UNSUPPORTED.search(str(error)) is not None
+            return FailureKind.UNSUPPORTED if final else FailureKind.LOAD
         case exceptions.RayActorError() if error.preempted:
             return FailureKind.PREEMPTION
     return FailureKind.WORKER_DEATH

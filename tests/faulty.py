@@ -52,10 +52,14 @@ def faulty_worker() -> type[ModelWorker]:
     """The class is made in a function, so that Ray sends it along and imports no test module."""
 
     class FaultyWorker(ModelWorker):
-        def __init__(self, name: str, spec: Any, device: str, threads: int) -> None:
+        def __init__(self, name: str, spec: Any, devices: Any, threads: int) -> None:
             self.name = name
             if spec.path == "broken":
                 raise RuntimeError("no such weights")
+            if spec.path == "unsupported":
+                from avflow.workers.models.base import UnsupportedModelError
+
+                raise UnsupportedModelError("model m: its weights take 9.0 GiB, free are 8.0 GiB")
             if spec.path == "hangs":
                 time.sleep(3600)
 
@@ -205,7 +209,8 @@ def coordinate(
     budgets: Budgets | None = None,
     progress: Progress | None = None,
 ) -> tuple[Outcome, Notes]:
-    """Run the units; `path` is of the models, "broken" and "hangs" say how they fail to load."""
+    """Run the units; `path` is of the models, "broken", "unsupported" and "hangs" say how
+    they fail to load."""
     notes = Notes()
     policy = FailurePolicy(budgets=budgets or Budgets())
     models = dict.fromkeys(unit.model for unit in units)

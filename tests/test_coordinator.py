@@ -92,6 +92,12 @@ def test_a_model_that_does_not_load_leaves_the_others_alone(tmp_path: Path) -> N
     assert len(notes.failures) == 2
 
 
+def test_a_model_that_can_never_load_is_given_up_at_once(tmp_path: Path) -> None:
+    outcome, notes = coordinate([unit("u0", tmp_path)], here(), path="unsupported")
+    assert "take 9.0 GiB, free are 8.0 GiB" in outcome.given_up["m"]
+    assert [d.kind for d in notes.failures] == [FailureKind.UNSUPPORTED]
+
+
 def test_a_worker_whose_node_leaves_finishes_and_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,8 +254,8 @@ def test_the_breaker_trips_on_many_samples_not_on_one_poisonous_one() -> None:
 
 def test_a_model_that_can_not_load_is_given_up_and_the_others_go_on() -> None:
     queue = WorkQueue([unit("a", model="m"), unit("b", model="n")])
-    assert queue.on_load_failure("n", "no such file").action is Action.RETRY
-    assert queue.on_load_failure("n", "no such file").action is Action.ABORT_MODEL
+    assert queue.on_load_failure("n", FailureKind.LOAD, "no such file").action is Action.RETRY
+    assert queue.on_load_failure("n", FailureKind.LOAD, "no such file").action is Action.ABORT_MODEL
     assert queue.state("b") is UnitState.ABANDONED
     run(queue, lease(queue))
     assert queue.finished

@@ -101,7 +101,7 @@ class Chaos:
     def strike(self, blow: str, worker: str) -> None:
         """What happens to workers, not within a unit."""
         if blow == "load":
-            self.queue.on_load_failure("m", "can't load")
+            self.queue.on_load_failure("m", FailureKind.LOAD, "can't load")
         elif blow == "timeout":
             self.now += 60
             for late in self.queue.overdue(self.now):

@@ -100,17 +100,21 @@ def test_media_that_break_crash_or_block_the_decoder_cost_their_sample(
 
 
 @pytest.mark.parametrize(
-    ("path", "load_s", "says"),
-    [("broken", 60, "RuntimeError: no such weights"), ("hangs", 4, "load_deadline_s = 4 s")],
+    ("path", "load_s", "says", "kinds"),
+    [
+        ("broken", 60, "RuntimeError: no such weights", [FailureKind.LOAD] * 2),
+        ("hangs", 4, "load_deadline_s = 4 s", [FailureKind.LOAD] * 2),
+        ("unsupported", 60, "take 9.0 GiB, free are 8.0 GiB", [FailureKind.UNSUPPORTED]),
+    ],
 )
 def test_a_model_that_does_not_load_is_given_up(
-    ray_here: None, tmp_path: Path, path: str, load_s: float, says: str
+    ray_here: None, tmp_path: Path, path: str, load_s: float, says: str, kinds: list[FailureKind]
 ) -> None:
     outcome, notes = coordinate(
         [unit("u0", tmp_path)], on_ray(1), path=path, patience=Patience(load_s=load_s)
     )
     assert says in outcome.given_up["m"]
-    assert [d.kind for d in notes.failures] == [FailureKind.LOAD] * 2
+    assert [d.kind for d in notes.failures] == kinds
     assert all(says in d.failure.message for d in notes.failures)
     assert not notes.curves
 

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 class ModelWorker:
     """One model in memory, one unit at a time."""
 
-    def __init__(self, name: str, spec: "ModelSpec", device: str, threads: int) -> None:
-        """Load the model. `device` as torch names it; `threads` of torch on a CPU.
+    def __init__(
+        self, name: str, spec: "ModelSpec", devices: tuple[str, ...], threads: int
+    ) -> None:
+        """Load the model. `devices` as torch names them, the model spread over them all;
+        `threads` of torch on a CPU.
 
         The last bits of a CPU's float32 sums depend on `threads`, so it belongs to the identity.
         Raises UnsupportedModelError, also when the checkpoint is not the one that was planned.
@@ -35,7 +38,7 @@ class ModelWorker:
 
         torch.set_num_threads(threads)
         self.name = name
-        self.model = load(spec, device)
+        self.model = load(spec, *devices)
         if spec.digest not in (None, self.model.info.digest):
             raise UnsupportedModelError(
                 f"model {spec.name}: the checkpoint at {spec.path} has digest "
@@ -69,6 +72,8 @@ def start_actor(
     """
     import ray
 
+    # Ray shows an actor its own GPUs alone, numbered from 0.
+    devices = tuple(f"cuda:{i}" for i in range(gpus)) or ("cpu",)
     placed = ray.remote(worker_class).options(
         num_cpus=0,
         num_gpus=gpus,
@@ -76,7 +81,7 @@ def start_actor(
         max_task_retries=0,
         scheduling_strategy="SPREAD",
     )
-    return placed.remote(name, spec, "cuda" if gpus else "cpu", threads)
+    return placed.remote(name, spec, devices, threads)
 
 
 def submit_unit(actor: Any, unit: UnitSpec, spec: MediaSpec) -> tuple[Any, Any]:

@@ -21,6 +21,10 @@ class UnsupportedModelError(ValueError):
     """The checkpoint is not one this family knows how to run: what differs, and what is known."""
 
 
+class UnreachableCheckpointError(UnsupportedModelError):
+    """The checkpoint could not be fetched just now: another try may get it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """Which checkpoint, and how to run it. Every field is identity: it can change a number.
@@ -168,3 +172,18 @@ class LoadedModel(Protocol):
 def embed(model: LoadedModel, prepared: Prepared) -> Embedded:
     """Encode and embed one prompt on its own."""
     return model.embed(prepared, model.encode(prepared))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A kind of checkpoint that can be run.
+
+    `about` is a line for people; `model_types` are those of config.json that it knows; `describe`
+    reads a config without weights; `load` puts a checkpoint on one or more devices ("cpu",
+    "cuda:0", ...). Both raise UnsupportedModelError.
+    """
+
+    about: str
+    model_types: tuple[str, ...]
+    describe: Callable[[ModelSpec], ModelInfo]
+    load: Callable[[ModelSpec, Sequence[str]], LoadedModel]

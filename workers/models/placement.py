@@ -1,0 +1,52 @@
+"""Where a model's parts go: one device, or several of which each holds a run of decoder layers."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import nn
+
+from avflow.workers.models.base import ModelInfo, ModelSpec, UnsupportedModelError
+
+
+def cuda_devices(gpus: int) -> tuple[str, ...]:
+    """The names of the first `gpus` CUDA devices; ("cpu",) on a machine that has none."""
+    if not torch.cuda.is_available():
+        return ("cpu",)
+    return tuple(f"cuda:{i}" for i in range(gpus))
+
+
+def device_map(parts: Sequence[tuple[str, nn.Module]], devices: Sequence[str]) -> dict[str, str]:
+    """Which of the devices each part goes to, for `from_pretrained`: as even as runs can be.
+
+    `parts` are (name in the model, module, on any device) in the order in which a forward meets
+    them. The same parts and devices give the same map, whatever memory is free.
+    """
+    if len(devices) == 1:
+        return {"": devices[0]}
+    sizes = [sum(p.numel() for p in module.parameters()) for _, module in parts]
+    total = sum(sizes)
+    middles = [end - size / 2 for end, size in zip(accumulate(sizes), sizes, strict=True)]
+    last = len(devices) - 1
+    return {
+        name: devices[min(last, int(middle * len(devices) / max(total, 1)))]
+        for (name, _), middle in zip(parts, middles, strict=True)
+    }
+
+
+def check_room(spec: ModelSpec, info: ModelInfo, devices: Sequence[str]) -> None:
+    """Raises UnsupportedModelError if the weights alone don't fit what is free on these GPUs."""
+    free = [torch.cuda.mem_get_info(device)[0] for device in devices if device.startswith("cuda")]
+    if free:
+        refuse_too_large(spec, info, free)
+
+
+def refuse_too_large(spec: ModelSpec, info: ModelInfo, free: Sequence[int]) -> None:
+    """`free` bytes of each GPU; raises UnsupportedModelError, with both numbers."""
+    needed = info.weight_bytes(spec.dtype)
+    if needed > sum(free):
+        raise UnsupportedModelError(
+            f"model {spec.name}: its weights in {spec.dtype} take {needed / 2**30:.1f} GiB, free "
+            f"on {len(free)} GPU(s) are {sum(free) / 2**30:.1f} GiB; raise gpus_per_model, or use "
+            "larger GPUs"
+        )

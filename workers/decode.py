@@ -8,11 +8,13 @@ seconds and memory on it.
 import functools
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from avflow.datasets.decoder import Decoder
 from avflow.datasets.media import DecodedMedia, MediaSpec
+from avflow.datasets.sample import Sample
 from avflow.workers.protocol import UnitFailure, UnitSpec
 
 
@@ -50,4 +52,13 @@ def decode_failure(unit: UnitSpec, error: Exception) -> UnitFailure:
         message=str(error),
         traceback="".join(traceback.format_exception(error)),
         retryable=isinstance(error, OSError),
+    )
+
+
+def media_notes(sample: Sample, media: Sequence[DecodedMedia]) -> tuple[str, ...]:
+    """What decoding changed in each file, as `file: what`; `media` in the order of the sample's."""
+    return tuple(
+        f"{part.path}: {note}"
+        for part, decoded in zip(sample.media, media, strict=False)  # checked by the adapter
+        for note in decoded.notes
     )

@@ -247,6 +247,7 @@ class SampleDone:
     flops_lower_bound: float
     split_batches: int
     peak_bytes: int
+    media_notes: tuple[str, ...] = ()  # what decoding changed, `file: what`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

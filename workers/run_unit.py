@@ -10,7 +10,7 @@ Shapes: R rows, C centre layers, O option letters, S segments, N prompt tokens.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from avflow.pathways.pathway import (
     first_target,
 )
 from avflow.pathways.windows import window_layers
+from avflow.workers.decode import media_notes
 from avflow.workers.engine.baseline import Baseline, run_baseline
 from avflow.workers.engine.cost import (
     Cost,
@@ -83,7 +84,8 @@ def run_unit(
     yield from (event for event in lost if event.curve in unit.wanted)
     kept = [c for c in curves if work.correct or not c.spec.correct_only]
     yield from work.curves(kept, meter)
-    yield work.sample_done(kept, meter, decode_s)
+    notes = media_notes(unit.sample, media)
+    yield replace(work.sample_done(kept, meter, decode_s), media_notes=notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

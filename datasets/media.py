@@ -20,6 +20,7 @@ import numpy as np
 from avflow.datasets.media_spec import DecodedMedia, MediaError, MediaSpec
 from avflow.datasets.pictures import read_picture
 from avflow.datasets.sample import MediaPart, Sample
+from avflow.datasets.sampling import spread_times
 from avflow.datasets.stored_media import opened
 from avflow.datasets.tracks import LEAD_S, MISSING_S, SLACK_S, FramePicker, Sound, truncated
 
@@ -124,7 +125,7 @@ def _decode_video(path: Path, with_audio: bool, spec: MediaSpec) -> DecodedMedia
         stream = _picture_track(path, container)
         track, notes = _sound_track(path, container) if with_audio else (None, ())
         lead = _lead(stream, track)
-        times, spacing = sampling_times(seen + lead, spec)
+        times, spacing = sampling_times(seen + lead, spec, _frames_in(seen + lead, stream))
         picker = FramePicker(times, spec, lead)
         sound = Sound(path, spec, stated_s=_stated_s(container, track)) if track else None
         stream.thread_type = "AUTO"
@@ -277,12 +278,22 @@ def _video_duration(path: Path, spec: MediaSpec) -> float:
     return end - min(starts)
 
 
-def sampling_times(duration: float, spec: MediaSpec) -> tuple[tuple[float, ...], float]:
+def _frames_in(duration: float, stream: av.VideoStream) -> int:
+    """How many frames of the stream's mean rate that is."""
+    return max(1, round(duration * float(stream.average_rate or stream.guessed_rate or 1)))
+
+
+def sampling_times(
+    duration: float, spec: MediaSpec, n_source: int
+) -> tuple[tuple[float, ...], float]:
     """Times in seconds and their spacing: every 1/fps while the video lasts.
 
-    The count is rounded down to a multiple of the temporal patch (but not to none); past
-    `max_frames` that many times are spread over the whole duration.
+    `n_source` frames are there to be had; `spec.sampling` may be another rule. The count is
+    rounded down to a multiple of the temporal patch (but not to none); past `max_frames` that
+    many times are spread over the whole duration.
     """
+    if spec.sampling == "spread":
+        return spread_times(duration, n_source, spec)
     patch = spec.temporal_patch
     count = max(patch, int(np.ceil((duration - SLACK_S) * spec.fps)) // patch * patch)
     spacing = 1 / spec.fps

@@ -1,6 +1,7 @@
 """What a model's processor takes, and what decoding a file gives or why it can't."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,11 @@ class MediaSpec:
     `fps` frames a second, at most `max_frames` a video (then evenly over its whole duration);
     their count is a multiple of `temporal_patch`. Sides come to multiples of `patch_multiple`
     where a picture is made smaller. `sample_rate` in Hz; sound after `max_audio_s` is cut.
+
+    `sampling`: "steps" of 1/fps, or "spread" from the first frame to the last, at least
+    `min_frames` (see `avflow.datasets.sampling`). `video_max_pixels`: shared out among the frames
+    of a video that has fewer than `max_frames`. `resize`: what is too large is made smaller by
+    the decoder's own "scaler", or "antialias" as torchvision and Pillow do it.
     """
 
     fps: float
@@ -32,6 +38,10 @@ class MediaSpec:
     sample_rate: int
     max_audio_s: float | None
     decode_timeout_s: float = 120
+    sampling: Literal["steps", "spread"] = "steps"
+    min_frames: int = 1
+    video_max_pixels: float | None = None
+    resize: Literal["scaler", "antialias"] = "scaler"
 
     def __post_init__(self) -> None:
         for name in ("fps", "temporal_patch", "patch_multiple", "sample_rate", "decode_timeout_s"):
@@ -42,6 +52,8 @@ class MediaSpec:
                 f"max_frames is {self.max_frames}; it must be at least {self.temporal_patch}, the "
                 "frames of one temporal patch"
             )
+        if not 1 <= self.min_frames <= self.max_frames:
+            raise ValueError(f"min_frames is {self.min_frames}; known: 1..{self.max_frames}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

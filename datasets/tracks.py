@@ -5,8 +5,10 @@ from pathlib import Path
 import av
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from avflow.datasets.media_spec import MediaError, MediaSpec
+from avflow.datasets.sampling import fit_antialiased, frame_budget
 
 SLACK_S = 1e-3  # containers round times to a millisecond
 MISSING_S = 0.5  # a stream that ends this much before its stated duration is truncated
@@ -22,7 +24,7 @@ def truncated(path: Path, what: str, end: float, stated: float) -> MediaError:
     )
 
 
-def fit(height: int, width: int, max_pixels: int, multiple: int) -> tuple[int, int]:
+def fit(height: int, width: int, max_pixels: float, multiple: int) -> tuple[int, int]:
     """Size within the budget, sides as multiples; unchanged if it fits already.
 
     The same rounding as Qwen-VL's `smart_resize`, so that the processor leaves the result as is.
@@ -49,6 +51,7 @@ class FramePicker:
         self._lead = lead
         self._times = times
         self._spec = spec
+        self._max_pixels = frame_budget(len(times), spec)
         self._shown: av.VideoFrame | None = None
         self._kept: list[NDArray[np.uint8]] = []
 
@@ -76,15 +79,26 @@ class FramePicker:
             and len(self._kept) < len(self._times)
             and self._times[len(self._kept)] < now - SLACK_S
         ):
-            self._kept.append(_frame_array(self._shown, self._spec))
+            self._kept.append(_frame_array(self._shown, self._spec, self._max_pixels))
 
 
-def _frame_array(frame: av.VideoFrame, spec: MediaSpec) -> NDArray[np.uint8]:
+def _frame_array(frame: av.VideoFrame, spec: MediaSpec, max_pixels: float) -> NDArray[np.uint8]:
     """One frame as [3, H, W], upright, within the pixel budget."""
-    height, width = fit(frame.height, frame.width, spec.frame_max_pixels, spec.patch_multiple)
-    rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
+    if spec.resize == "antialias":
+        rgb = _antialiased(frame.to_ndarray(format="rgb24"), max_pixels, spec.patch_multiple)
+    else:
+        height, width = fit(frame.height, frame.width, max_pixels, spec.patch_multiple)
+        rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
     turns = round((frame.rotation or 0) / 90) % 4  # phones store the turn beside the picture
     return np.ascontiguousarray(np.rot90(rgb, turns).transpose(2, 0, 1))
+
+
+def _antialiased(rgb: NDArray[np.uint8], max_pixels: float, multiple: int) -> NDArray[np.uint8]:
+    height, width = fit_antialiased(rgb.shape[0], rgb.shape[1], max_pixels, multiple)
+    if (height, width) == rgb.shape[:2]:
+        return rgb
+    picture = Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(picture, dtype=np.uint8)
 
 
 class Sound:

@@ -60,7 +60,7 @@ def test_sampled_times_fill_whole_patches_within_the_video(
     duration: float, fps: float, max_frames: int, patch: int
 ) -> None:
     spec = replace(SPEC, fps=fps, max_frames=max_frames, temporal_patch=patch)
-    times, spacing = sampling_times(duration, spec)
+    times, spacing = sampling_times(duration, spec, n_source=round(duration * 25))
     assert len(times) % patch == 0
     assert patch <= len(times) <= max_frames
     assert all(t < duration for t in times[patch:])

@@ -11,6 +11,7 @@ Nothing is searched for by its words, so a question that quotes its options chan
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 from avflow.datasets.sample import MediaKind, MediaPart, Part, Sample, TextPart
 from avflow.pathways.layout import Layout, LayoutError, Segment, SegmentKind
@@ -240,3 +241,22 @@ def _segments(labels: Sequence[Label]) -> tuple[Segment, ...]:
         Segment(kind=labels[start][0], start=start, stop=stop, index=labels[start][1])
         for start, stop in pairwise(cuts)
     )
+
+
+def option_tokens(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
+    """The id of each option's letter as the first token after the prompt. Raises LayoutError."""
+    ids: list[int] = tokenizer(prompt.text)["input_ids"]
+    found = []
+    for part in prompt.sample.parts:
+        if not isinstance(part, TextPart) or part.role != "option_letter":
+            continue
+        longer: list[int] = tokenizer(prompt.text + part.text.strip())["input_ids"]
+        if longer[:-1] != ids:
+            raise LayoutError(
+                f"sample {prompt.sample.sample_id}: the letter {part.text!r} after the prompt is "
+                "not one token of its own, so its probability can't be read; use single letters"
+            )
+        found.append(longer[-1])
+    if len(set(found)) != len(found):
+        raise LayoutError(f"sample {prompt.sample.sample_id}: two options share a letter")
+    return tuple(found)

@@ -18,6 +18,7 @@ from avflow.workers.models.prompting import (
     Span,
     expand,
     layout_of,
+    option_tokens,
     owners,
     render_prompt,
 )
@@ -70,7 +71,7 @@ def prepare(maker: PromptMaker, sample: Sample, media: Sequence[DecodedMedia]) -
         sample=sample,
         tensors=tensors,
         layout=layout,
-        option_tokens=_option_tokens(tokenizer, prompt),
+        option_tokens=option_tokens(tokenizer, prompt),
         prompt=expanded.text,
         offsets=torch.tensor(offsets, dtype=torch.int64),
     )
@@ -308,22 +309,3 @@ class _ClipLabels:
         self._frames += -(-seen // row)
         self._chunks += -(-heard // self._chunk)
         return labels
-
-
-def _option_tokens(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
-    """The id of each option's letter as the first token after the prompt."""
-    ids: list[int] = tokenizer(prompt.text)["input_ids"]
-    found = []
-    for part in prompt.sample.parts:
-        if not isinstance(part, TextPart) or part.role != "option_letter":
-            continue
-        longer: list[int] = tokenizer(prompt.text + part.text.strip())["input_ids"]
-        if longer[:-1] != ids:
-            raise LayoutError(
-                f"sample {prompt.sample.sample_id}: the letter {part.text!r} after the prompt is "
-                "not one token of its own, so its probability can't be read; use single letters"
-            )
-        found.append(longer[-1])
-    if len(set(found)) != len(found):
-        raise LayoutError(f"sample {prompt.sample.sample_id}: two options share a letter")
-    return tuple(found)

@@ -19,6 +19,8 @@ FILES = ("test.csv", "test.tsv", "data/test-*.parquet")
 COLUMNS = ("question_id", "task_id", "question", "choices", "answer", "audio_visual_path")
 OTHER_TASK_COLUMN = "sub_category"  # consumers of an older table found the names there
 
+_TASKS = frozenset(AV_SPEAKERBENCH.names())
+
 
 def read(
     root: Path, *, tasks: Collection[str], template: PromptTemplate
@@ -30,19 +32,19 @@ def read(
     for path in find_file(root, FILES, "AV-SpeakerBench"):
         for number, row in table_rows(path, COLUMNS, (OTHER_TASK_COLUMN,)):
             task = _task(row)
-            if task in tasks:
-                try:
+            try:
+                if task not in _TASKS:
+                    raise RowError(f"task_id is {task!r}, none of the benchmark's 12")
+                if task in tasks:
                     yield _sample(row, task, template)
-                except RowError as error:
-                    yield LeftOut(place=place(path, number), task=task, reason=str(error))
+            except RowError as error:
+                yield LeftOut(place=place(path, number), task=task, reason=str(error))
 
 
 def _task(row: Row) -> str:
     name = str(row["task_id"]).strip()
-    return name if name in _NAMES else str(row.get(OTHER_TASK_COLUMN, name)).strip()
-
-
-_NAMES = frozenset(AV_SPEAKERBENCH.names())
+    other = str(row.get(OTHER_TASK_COLUMN) or "").strip()
+    return other if name not in _TASKS and other in _TASKS else name
 
 
 def _sample(row: Row, task: str, template: PromptTemplate) -> Sample:

@@ -51,6 +51,14 @@ def find_file(root: Path, names: Sequence[str], what: str) -> list[Path]:
     raise AnnotationError(f"{root}: no annotations of {what} in it; looked for {wanted}")
 
 
+def column_names(path: Path) -> tuple[str, ...]:
+    """Of a .parquet. Raises AnnotationError when it can't be read."""
+    try:
+        return tuple(pyarrow.parquet.read_schema(path).names)
+    except pa.ArrowException as error:
+        raise _unreadable(path, error) from error
+
+
 def table_rows(
     path: Path, required: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[int, Row]]:
@@ -62,7 +70,11 @@ def table_rows(
     try:
         yield from _rows(path, required, optional)
     except pa.ArrowException as error:
-        raise AnnotationError(f"{path}: can't be read: {error}; fetch it again") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: pa.ArrowException) -> AnnotationError:
+    return AnnotationError(f"{path}: can't be read ({error}); fetch it again")
 
 
 def _rows(

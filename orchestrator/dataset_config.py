@@ -10,6 +10,7 @@ from avflow.orchestrator.fields import Name, Names, Strict
 from avflow.orchestrator.identity import Identity, RunTime
 
 Tasks = Literal["knockout", "cross_task"] | Names
+Duration = Literal["<1min", "1-2min", "2-4min", "4-6min", "6-8min", ">8min"]
 Direction = Literal["audio_to_image", "image_to_audio"]
 Ordering = Literal[
     "candidates-question-reference",
@@ -100,8 +101,10 @@ class WorldSenseSettings(Strict):
 
     tasks: Identity[Tasks] = "knockout"
     """`knockout` (the paper's Table 7), `cross_task` (Table 8), `all` 26, or a list of names."""
-    durations: Identity[Names] = ("<1min",)
-    """Values of the authors' `duration`: "<1min" (the paper's), "1-2min", ... ">8min"; or `all`."""
+    durations: Identity[Literal["all"] | Annotated[tuple[Duration, ...], Field(min_length=1)]] = (
+        "<1min",
+    )
+    """Of the videos, in the authors' steps; the paper takes those under one minute."""
     prompt: Identity[Prompt] = "worldsense"
     """A template's name, or its texts."""
 

@@ -16,7 +16,8 @@ from pydantic import model_validator as _model_validator
 
 from avflow.orchestrator.dataset_config import DatasetConfig
 from avflow.orchestrator.errors import ConfigError
-from avflow.orchestrator.fields import All, Name, Names, Strict
+from avflow.orchestrator.extras_config import InterventionConfig, ProbeConfig
+from avflow.orchestrator.fields import Layers, Name, Names, Strict
 from avflow.orchestrator.identity import IDENTITY_VERSION, Identity, RunTime
 from avflow.orchestrator.policy import Budgets
 from avflow.orchestrator.source import FieldPath, Source, spell
@@ -26,8 +27,6 @@ from avflow.pathways.pathway import Direction, Pathway
 if TYPE_CHECKING:
     from avflow.workers.models.base import ModelSpec
 
-Layer = Annotated[int, Field(ge=0)]
-Layers = All | Annotated[tuple[Layer, ...], Field(min_length=1)]
 Windows = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
@@ -229,8 +228,12 @@ class SweepConfig(Strict):
     """Checkpoints."""
     datasets: Identity[Annotated[tuple[DatasetConfig, ...], Field(min_length=1)]]
     """Data sets."""
-    experiments: Identity[Annotated[tuple[ExperimentConfig, ...], Field(min_length=1)]]
-    """What to run."""
+    experiments: Identity[tuple[ExperimentConfig, ...]] = ()
+    """Curves: pathways blocked in windows of layers."""
+    interventions: Identity[tuple[InterventionConfig, ...]] = ()
+    """Answers under fixed masks and discarded tokens."""
+    probes: Identity[tuple[ProbeConfig, ...]] = ()
+    """What the undisturbed pass shows."""
     pathways: Identity[tuple[PathwayConfig, ...]] = ()
     """Pathways of the sweep's own."""
     execution: Identity[ExecutionConfig] = ExecutionConfig()
@@ -241,6 +244,12 @@ class SweepConfig(Strict):
     """Written by avflow; leave it out."""
 
     _source: Source | None = PrivateAttr(default=None)
+
+    @_model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if not (self.experiments or self.interventions or self.probes):
+            raise ValueError("give `experiments`, `interventions` or `probes`: nothing is asked")
+        return self
 
     def attach(self, source: Source) -> None:
         """Remember the file, so that later errors can point at its lines."""

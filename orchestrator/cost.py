@@ -20,7 +20,7 @@ from avflow.orchestrator.config import ModelConfig
 from avflow.pathways.layout import Layout, LayoutError, OptionSpan, Segment, SegmentKind
 from avflow.pathways.pathway import Pathway, blocked_segments, first_target
 from avflow.pathways.windows import window_layers
-from avflow.workers.protocol import CurveSpec
+from avflow.workers.protocol import CurveSpec, DiscardSpec, ExtraSpec, MaskSpec, ProbeSpec
 
 if TYPE_CHECKING:
     from avflow.workers.models.base import ModelInfo
@@ -32,6 +32,7 @@ FRAME_TOKENS = 144  # where the checkpoint's own budget decides
 IMAGE_TOKENS = 576
 SYSTEM_TOKENS = 40
 GPU_FLOPS = 2e14  # a second: a fifth of an H100's peak in bfloat16
+_Pieces = tuple[tuple[SegmentKind, int, int | None], ...]  # kind, tokens, index
 TEXT_STEP = 16  # texts are rounded up to this many tokens, so that few prompts differ
 
 
@@ -70,14 +71,33 @@ class NominalCost:
         self._n_layers = info.n_layers
         self._flops = _flops_of_token_layer(info)
         self._layers = [_layers_from_window_up(curve, info.n_layers) for curve in curves]
-        self._known: dict[tuple[tuple[SegmentKind, int, int | None], ...], Cost] = {}
+        self._known: dict[tuple[_Pieces, tuple[ExtraSpec, ...]], Cost] = {}
 
-    def __call__(self, sample: Sample) -> Cost:
+    def __call__(self, sample: Sample, extras: Sequence[ExtraSpec] = ()) -> Cost:
         """As if the sample's baseline were right."""
         pieces = tuple(_pieces(sample, self._model))
-        if pieces not in self._known:
-            self._known[pieces] = self._cost(_layout(sample, pieces))
-        return self._known[pieces]
+        key = (pieces, tuple(extras))
+        if key not in self._known:
+            layout = _layout(sample, pieces)
+            self._known[key] = self._cost(layout) + self._cost_of_extras(layout, extras)
+        return self._known[key]
+
+    def _cost_of_extras(self, layout: Layout | None, extras: Sequence[ExtraSpec]) -> Cost:
+        if layout is None:
+            return Cost()
+        prefill = float(layout.n_tokens * self._n_layers)
+        cost = Cost()
+        for spec in extras:
+            match spec:
+                case MaskSpec():
+                    replayed = max(_replayed(layout, p, spec.option_span) for p in spec.pathways)
+                    done = float(replayed * (self._n_layers - spec.layers[0]))
+                case DiscardSpec():
+                    done = 2 * prefill  # it runs twice; what it saves is small
+                case ProbeSpec():
+                    done = float(layout.n_tokens * (spec.layers[-1] + 1))
+            cost += Cost(plain=prefill, token_layers=done, flops=done * self._flops)
+        return cost
 
     def _cost(self, layout: Layout | None) -> Cost:
         n = layout.n_tokens if layout is not None else 1

@@ -12,11 +12,14 @@ from avflow.orchestrator.config import ExperimentConfig, SweepConfig
 from avflow.orchestrator.data import chosen_tasks, known_tasks, spellings
 from avflow.orchestrator.dataset_config import READERS, TAGGED, DatasetConfig, JsonlDataset
 from avflow.orchestrator.errors import ConfigError
+from avflow.orchestrator.extras_check import check_names
+from avflow.orchestrator.extras_config import ScopeConfig
 from avflow.orchestrator.identity import IDENTITY_VERSION
 from avflow.orchestrator.source import FieldPath, Source, read_source, unknown
 from avflow.pathways.catalogue import ALL
 
 _Complaint = tuple[FieldPath, str]
+_Scope = ExperimentConfig | ScopeConfig
 
 
 def load(path: Path) -> SweepConfig:
@@ -112,6 +115,10 @@ def _check(config: SweepConfig) -> Iterator[_Complaint]:
     yield from _check_datasets(config)
     for index, experiment in enumerate(config.experiments):
         yield from _check_experiment(config, index, experiment)
+    for section, members in (("interventions", config.interventions), ("probes", config.probes)):
+        for index, member in enumerate(members):
+            yield from _check_axes(config, member, [((section, index), member)])
+    yield from check_names(config)
     if config.identity is not None and config.identity.version != IDENTITY_VERSION:
         text = f"written by identity version {config.identity.version}, this is {IDENTITY_VERSION}"
         yield ("identity", "version"), f"{text}; take the section out to start anew"
@@ -123,6 +130,8 @@ def _check_names(config: SweepConfig) -> Iterator[_Complaint]:
         ("datasets", [dataset.name for dataset in config.datasets]),
         ("experiments", [experiment.name for experiment in config.experiments]),
         ("pathways", [(pathway.name, pathway.layout) for pathway in config.pathways]),
+        ("interventions", [intervention.name for intervention in config.interventions]),
+        ("probes", [probe.name for probe in config.probes]),
     )
     for axis, names in axes:
         counts = Counter(names)
@@ -155,33 +164,36 @@ def _check_datasets(config: SweepConfig) -> Iterator[_Complaint]:
 def _check_experiment(
     config: SweepConfig, index: int, experiment: ExperimentConfig
 ) -> Iterator[_Complaint]:
-    models = [model.name for model in config.models]
-    datasets = [dataset.name for dataset in config.datasets]
-    pathways = [pathway.name for pathway in (*config.own_pathways(), *ALL)]
-    tasks = _tasks(config, experiment)
-    axes: tuple[tuple[str, str, Sequence[str] | None], ...] = (
-        ("models", "model", models),
-        ("datasets", "data set", datasets),
-        ("pathways", "pathway", pathways),
-        ("tasks", "task", tasks),
-    )
     places: list[tuple[FieldPath, BaseModel]] = [(("experiments", index), experiment)]
     for side in ("include", "exclude"):
         for at, cells in enumerate(getattr(experiment, side)):
             places.append((("experiments", index, side, at), cells))
+    yield from _check_axes(config, experiment, places)
+
+
+def _check_axes(
+    config: SweepConfig, scope: _Scope, places: Sequence[tuple[FieldPath, BaseModel]]
+) -> Iterator[_Complaint]:
+    """Names in the lists of a section, or of its filters, that nothing in the file has."""
+    axes: tuple[tuple[str, str, Sequence[str] | None], ...] = (
+        ("models", "model", [model.name for model in config.models]),
+        ("datasets", "data set", [dataset.name for dataset in config.datasets]),
+        ("pathways", "pathway", [pathway.name for pathway in (*config.own_pathways(), *ALL)]),
+        ("tasks", "task", _tasks(config, scope)),
+    )
     for place, holder in places:
         for axis, what, known in axes:
-            names = getattr(holder, axis)
+            names = getattr(holder, axis, None)
             for at, name in enumerate(() if names in ("all", None) else names):
                 if known is not None and name not in known:
                     yield (*place, axis, at), unknown(what, name, known)
 
 
-def _tasks(config: SweepConfig, experiment: ExperimentConfig) -> Sequence[str] | None:
-    """What an experiment may call tasks; None if that is known only once files have been read."""
+def _tasks(config: SweepConfig, scope: _Scope) -> Sequence[str] | None:
+    """What a section may call tasks; None if that is known only once files have been read."""
     pairs: list[tuple[str, str]] = []
     for dataset in config.datasets:
-        if experiment.datasets == "all" or dataset.name in experiment.datasets:
+        if scope.datasets == "all" or dataset.name in scope.datasets:
             tasks = _chosen_tasks(dataset)
             if tasks is None:
                 return None

@@ -23,11 +23,12 @@ from avflow.orchestrator.identity import (
     digest,
     identity_fields,
 )
+from avflow.orchestrator.plan_extras import PlannedExtra, extras_of, plan_extras
 from avflow.orchestrator.resolve import check, resolve
 from avflow.pathways.catalogue import ALL, find
 from avflow.pathways.layout import LayoutKind, OptionSpan
 from avflow.pathways.pathway import Pathway
-from avflow.workers.protocol import CurveSpec, UnitSpec
+from avflow.workers.protocol import CurveSpec, ProbeSpec, UnitSpec
 
 if TYPE_CHECKING:
     from avflow.workers.models.base import ModelInfo
@@ -59,13 +60,15 @@ class PlannedCurve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """What every sample of one task and kind of prompt runs under one model."""
+    """What the samples of one task and kind of prompt run under one model: each all `curves`, and
+    those of the `extras` that name it."""
 
     model: str
     dataset: str
     task: str
     layout: LayoutKind
     curves: tuple[PlannedCurve, ...]
+    extras: tuple[PlannedExtra, ...]
     samples: int
 
     @property
@@ -117,6 +120,8 @@ class Plan:
     def counts(self) -> PlanCounts:
         """How much there is to do."""
         curves = sum(len(unit.curves) for unit in self.units)
+        extras = [spec for unit in self.units for spec in unit.extras]
+        probes = sum(isinstance(spec, ProbeSpec) for spec in extras)
         cells = sum(len(c.spec.center_layers) * g.samples for g in self.groups for c in g.curves)
         return PlanCounts(
             jobs=sum(len(c.job_ids) for g in self.groups for c in g.curves),
@@ -124,20 +129,24 @@ class Plan:
             units=len(self.units),
             curves=curves,
             cells=cells,
-            forward_passes=cells + len(self.units),
+            interventions=len(extras) - probes,
+            probes=probes,
+            forward_passes=cells + len(self.units) + len(extras) - probes,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanCounts:
-    """`forward_passes`: what the plain way would take, one a cell and one a unit's baseline, if
-    every baseline were right."""
+    """Interventions and probes by sample. `forward_passes`: what the plain way would take, one a
+    cell, an intervention and a unit's baseline, if every baseline were right."""
 
     jobs: int
     samples: int
     units: int
     curves: int
     cells: int
+    interventions: int
+    probes: int
     forward_passes: int
 
 
@@ -208,17 +217,18 @@ def _groups(
     own = config.own_pathways()
     order = {name: at for at, name in enumerate(dict.fromkeys(p.name for p in (*ALL, *own)))}
     sizes = _group_sizes(samples)
-    asked: dict[GroupKey, dict[_CurveKey, _Asked]] = {}
+    keys: list[GroupKey] = [(model.name, *size) for model in config.models for size in sizes]
+    asked: dict[GroupKey, dict[_CurveKey, _Asked]] = {key: {} for key in keys}
     for experiment in config.experiments:
-        for (dataset, task, layout), _ in sizes.items():
-            for model in config.models:
-                key: GroupKey = (model.name, dataset, task, layout)
-                layers = models[model.name].n_layers
-                _ask(experiment, key, layers, own, asked.setdefault(key, {}))
+        for key in keys:
+            _ask(experiment, key, models[key[0]].n_layers, own, asked[key])
     for key in sorted(asked, key=lambda key: _group_order(config, samples, key)):
         model_name, dataset, task, layout = key
         curves = asked[key]
-        if not curves:
+        extras = plan_extras(
+            config, key, models[model_name].n_layers, samples[dataset], datasets[dataset]
+        )
+        if not curves and not extras:
             continue
         prefix = _identity_of_group(config, key, datasets, models)
         ordered = sorted(curves, key=lambda curve: (order[curve[0]], curve[1], curve[2]))
@@ -228,6 +238,7 @@ def _groups(
             task=task,
             layout=layout,
             curves=tuple(_planned(prefix, curve, curves[curve]) for curve in ordered),
+            extras=extras,
             samples=sizes[dataset, task, layout],
         )
 
@@ -358,12 +369,14 @@ def _units(
     for group in groups:
         model = config.model(group.model)
         curves = tuple(curve.spec for curve in group.curves)
-        wanted = frozenset(curve.key for curve in curves)
         estimate = NominalCost(curves, model, models[group.model])
         for sample in samples[group.dataset]:
             if (sample.task, sample.layout) != (group.task, group.layout):
                 continue
-            cost = estimate(sample)
+            extras = extras_of(group.extras, sample)
+            if not curves and not extras:
+                continue
+            cost = estimate(sample, extras)
             total += cost
             units.append(
                 UnitSpec(
@@ -372,9 +385,10 @@ def _units(
                     data_root=str(datasets[group.dataset].root),
                     sample=sample,
                     curves=curves,
-                    wanted=wanted,
+                    wanted=frozenset(spec.key for spec in (*curves, *extras)),
                     byte_budget=config.execution.byte_budget,
                     cost=cost.token_layers,
+                    extras=extras,
                 )
             )
     units.sort(key=lambda unit: (-unit.cost, unit.unit_id))

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from avflow.orchestrator.config import ExperimentConfig, RecordedIdentity, SweepConfig
 from avflow.orchestrator.data import LoadedDataset, names_task, resolved, spellings
-from avflow.orchestrator.errors import IdentityMismatch
+from avflow.orchestrator.errors import ConfigError, IdentityMismatch
+from avflow.orchestrator.extras_check import check_layers, check_layouts
+from avflow.orchestrator.extras_config import InterventionConfig, ProbeConfig, ScopeConfig
 from avflow.orchestrator.identity import differences
-from avflow.orchestrator.source import unknown
+from avflow.orchestrator.source import FieldPath, unknown
 from avflow.pathways.catalogue import ALL, find
+from avflow.pathways.layout import LayoutKind
 
 if TYPE_CHECKING:
     from avflow.workers.models.base import ModelInfo
+
+_Scope = ExperimentConfig | ScopeConfig
+_AnyScope = TypeVar("_AnyScope", ExperimentConfig, InterventionConfig, ProbeConfig)
 
 
 def check(
@@ -24,13 +30,22 @@ def check(
     """Raises ConfigError, or IdentityMismatch against what the file has recorded."""
     for index, experiment in enumerate(config.experiments):
         _check_layers(config, index, experiment, models)
-        _check_tasks(config, index, experiment, datasets)
+        _check_tasks(config, ("experiments", index), experiment, datasets)
         if not _selects_anything(config, experiment, datasets):
             what = f"experiment {experiment.name!r} selects nothing"
             raise config.error(
                 ("experiments", index),
                 f"{what}: no chosen pathway is for the kind of prompt of a chosen task",
             )
+    for section, members in (("interventions", config.interventions), ("probes", config.probes)):
+        for index, member in enumerate(members):
+            _check_tasks(config, (section, index), member, datasets)
+    complaints = (
+        *check_layers(config, models),
+        *check_layouts(config, lambda scope: _layouts(config, scope, datasets)),
+    )
+    if complaints:
+        raise ConfigError("\n".join(str(config.error(*one)) for one in complaints))
     if config.identity is not None:
         found = _recorded(config, datasets, models)
         _check_recorded(config.identity, found)
@@ -42,11 +57,15 @@ def resolve(
     models: Mapping[str, ModelInfo],
 ) -> SweepConfig:
     """The same sweep with `all` spelled out (centre layers apart) and digests recorded."""
-    experiments = tuple(_spelled_out(config, e, datasets) for e in config.experiments)
+    sections: dict[str, object] = {
+        "experiments": tuple(_spelled_out(config, e, datasets) for e in config.experiments),
+        "interventions": tuple(_spelled_out(config, i, datasets) for i in config.interventions),
+        "probes": tuple(_spelled_out(config, p, datasets) for p in config.probes),
+    }
     recorded = _recorded(config, datasets, models)
     return config.model_copy(
         update={
-            "experiments": experiments,
+            **sections,
             "datasets": tuple(resolved(dataset) for dataset in config.datasets),
             "identity": recorded,
         }
@@ -74,61 +93,64 @@ def _check_layers(
 
 
 def _check_tasks(
-    config: SweepConfig,
-    index: int,
-    experiment: ExperimentConfig,
-    datasets: Mapping[str, LoadedDataset],
+    config: SweepConfig, field: FieldPath, scope: _Scope, datasets: Mapping[str, LoadedDataset]
 ) -> None:
     known = spellings(
         (dataset, sample.task)
-        for dataset in _datasets_of(config, experiment)
+        for dataset in _datasets_of(config, scope)
         for sample in datasets[dataset].samples
     )
-    for at, task in enumerate(_names(experiment.tasks, ())):
+    for at, task in enumerate(_names(scope.tasks, ())):
         if task not in known:
-            raise config.error(("experiments", index, "tasks", at), unknown("task", task, known))
+            raise config.error((*field, "tasks", at), unknown("task", task, known))
 
 
 def _selects_anything(
     config: SweepConfig, experiment: ExperimentConfig, datasets: Mapping[str, LoadedDataset]
 ) -> bool:
     own = config.own_pathways()
-    layouts = {
-        sample.layout
-        for name in _datasets_of(config, experiment)
-        for sample in datasets[name].samples
-        if names_task(experiment.tasks, name, sample.task)
-    }
+    layouts = _layouts(config, experiment, datasets)
     names = _names(experiment.pathways, [pathway.name for pathway in (*ALL, *own)])
     return any(pathway.layout in layouts for name in names for pathway in find(name, own))
 
 
-def _spelled_out(
-    config: SweepConfig, experiment: ExperimentConfig, datasets: Mapping[str, LoadedDataset]
-) -> ExperimentConfig:
-    pathways = [pathway.name for pathway in (*ALL, *config.own_pathways())]
-    axes = {
-        "models": _names(experiment.models, [model.name for model in config.models]),
-        "datasets": _datasets_of(config, experiment),
-        "tasks": _names(experiment.tasks, _tasks_of(config, experiment, datasets)),
-        "pathways": tuple(dict.fromkeys(_names(experiment.pathways, pathways))),
+def _layouts(
+    config: SweepConfig, scope: _Scope, datasets: Mapping[str, LoadedDataset]
+) -> set[LayoutKind]:
+    """The kinds of prompt of a section's tasks."""
+    return {
+        sample.layout
+        for name in _datasets_of(config, scope)
+        for sample in datasets[name].samples
+        if names_task(scope.tasks, name, sample.task)
     }
-    return experiment.model_copy(update=axes)
 
 
-def _datasets_of(config: SweepConfig, experiment: ExperimentConfig) -> tuple[str, ...]:
-    return _names(experiment.datasets, [dataset.name for dataset in config.datasets])
+def _spelled_out(
+    config: SweepConfig, scope: _AnyScope, datasets: Mapping[str, LoadedDataset]
+) -> _AnyScope:
+    axes = {
+        "models": _names(scope.models, [model.name for model in config.models]),
+        "datasets": _datasets_of(config, scope),
+        "tasks": _names(scope.tasks, _tasks_of(config, scope, datasets)),
+    }
+    if isinstance(scope, ExperimentConfig):
+        pathways = [pathway.name for pathway in (*ALL, *config.own_pathways())]
+        axes["pathways"] = tuple(dict.fromkeys(_names(scope.pathways, pathways)))
+    return scope.model_copy(update=axes)
+
+
+def _datasets_of(config: SweepConfig, scope: _Scope) -> tuple[str, ...]:
+    return _names(scope.datasets, [dataset.name for dataset in config.datasets])
 
 
 def _tasks_of(
-    config: SweepConfig, experiment: ExperimentConfig, datasets: Mapping[str, LoadedDataset]
+    config: SweepConfig, scope: _Scope, datasets: Mapping[str, LoadedDataset]
 ) -> tuple[str, ...]:
-    """The tasks of an experiment's data sets, in their order."""
+    """The tasks of a section's data sets, in their order."""
     return tuple(
         dict.fromkeys(
-            sample.task
-            for name in _datasets_of(config, experiment)
-            for sample in datasets[name].samples
+            sample.task for name in _datasets_of(config, scope) for sample in datasets[name].samples
         )
     )
 

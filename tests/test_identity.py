@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from avflow.orchestrator import config as config_module
+from avflow.orchestrator import extras_config
 from avflow.orchestrator.config import ModelConfig, RetryConfig, SweepConfig
 from avflow.orchestrator.identity import (
     IDENTITY_VERSION,
@@ -52,8 +53,21 @@ CLASSIFIED = {
     },
     "MlflowConfig": {"identity": "", "run time": "tracking_uri"},
     "RecordedIdentity": {"identity": "version models datasets", "run time": ""},
+    "ScopeConfig": {"identity": "models datasets tasks samples", "run time": "name"},
+    "MaskConfig": {"identity": "name pathways layers", "run time": ""},
+    "DiscardStepConfig": {"identity": "after_layer groups", "run time": ""},
+    "DiscardConfig": {"identity": "name steps", "run time": ""},
+    "InterventionConfig": {
+        "identity": "models datasets tasks samples option_span masks discards",
+        "run time": "name",
+    },
+    "ProbeConfig": {
+        "identity": "models datasets tasks samples probe layers samples_per_task seed "
+        "top_dimensions",
+        "run time": "name",
+    },
     "SweepConfig": {
-        "identity": "models datasets experiments pathways execution identity",
+        "identity": "models datasets experiments interventions probes pathways execution identity",
         "run time": "name mlflow",
     },
 }
@@ -72,11 +86,12 @@ EXAMPLE = {
         }
     ],
 }
-GOLDEN = {1: "a4338411d5db5b5eda2ea9f0acff000a", 2: "ecb90942549ffda997645570620140f8"}
+GOLDEN = {1: "a4338411d5db5b5eda2ea9f0acff000a", 2: "0eb9cebd7da002afecfbee5974669590"}
 
 
 def configs() -> Iterator[type[BaseModel]]:
-    for kind in vars(config_module).values():
+    kinds = {**vars(config_module), **vars(extras_config)}
+    for kind in kinds.values():
         if isinstance(kind, type) and issubclass(kind, BaseModel) and kind.model_fields:
             yield kind
 

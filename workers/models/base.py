@@ -17,6 +17,10 @@ from avflow.pathways.layout import Layout
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
+# Of a prompt's tensors those that speak of its texts; all others are the media's.
+TEXT_TENSORS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids"})
+
+
 class UnsupportedModelError(ValueError):
     """The checkpoint is not one this family knows how to run: what differs, and what is known."""
 
@@ -82,9 +86,9 @@ class ModelInfo:
 class Prepared:
     """One sample's processor output on the CPU, with its layout.
 
-    `tensors` are the processor's own outputs by name; `option_tokens` the vocabulary id of each
-    option letter as the model would generate it first; `prompt` the expanded text and `offsets`
-    int64 [N, 2] each token's characters in it.
+    `tensors` are the processor's own outputs by name (TEXT_TENSORS, and what the encoders take);
+    `option_tokens` the vocabulary id of each option letter as the model would generate it first;
+    `prompt` the expanded text and `offsets` int64 [N, 2] each token's characters in it.
     """
 
     sample: Sample
@@ -158,7 +162,7 @@ class LoadedModel(Protocol):
         ...
 
     def encode(self, prepared: Prepared) -> Features:
-        """Run the encoders. Reads the media's tensors of `prepared` and nothing of its texts."""
+        """Run the encoders. Of `prepared` it reads the tensors that are not TEXT_TENSORS alone."""
         ...
 
     def embed(self, prepared: Prepared, features: Features) -> Embedded:

@@ -63,3 +63,9 @@ def text_of(row: Row, field: str) -> str:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def lettered(options: Sequence[str]) -> bool:
+    """Whether the options begin with their letters ("A. red", "B. blue")."""
+    found = [_PREFIX.match(option) for option in options]
+    return [match[1] if match else None for match in found] == list(LETTERS[: len(options)])

@@ -1,9 +1,7 @@
 """The fast engine against the plain reference pass, on random models and prompts."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -18,20 +16,16 @@ from avflow.pathways.pathway import (
     blocked_segments,
     causal_blocked_edges,
     first_target,
-    target_positions,
 )
-from avflow.workers.engine import cost, reference
-from avflow.workers.engine.attention import NAME, shared_prefix_layers
+from avflow.pathways.windows import window_layers
+from avflow.workers.engine import memory, reference
+from avflow.workers.engine.attention import NAME, replaying
 from avflow.workers.engine.baseline import run_baseline
-from avflow.workers.engine.cost import Shapes
-from avflow.workers.engine.masks import (
-    MaskNotAppliedError,
-    causal_mask,
-    knockout_mask,
-    suffix_masks,
-)
-from avflow.workers.engine.plan import Knockout, compose_batches, score_bytes
+from avflow.workers.engine.head import last_probabilities
+from avflow.workers.engine.memory import Shapes, piece_tokens
+from avflow.workers.engine.plan import compose_batches
 from avflow.workers.engine.replay import replay
+from avflow.workers.engine.rows import Knockout
 from avflow.workers.models.base import Embedded, UnsupportedModelError
 
 BUDGET = 64 * 2**20
@@ -52,8 +46,7 @@ def knockout(layout: Layout, pathway: Pathway, window: int, n_layers: int) -> Kn
     return Knockout(
         blocked=blocked,
         start=first_target(layout, blocked),
-        window=window,
-        center_layers=tuple(range(n_layers)),
+        layer_sets=tuple(tuple(window_layers(c, window, n_layers)) for c in range(n_layers)),
     )
 
 
@@ -63,25 +56,33 @@ def fast(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Probabilities [C, V] of each pathway at every centre, all batched together."""
     knockouts = [knockout(layout, p, window, tiny.info.n_layers) for p in pathways]
-    first = min(k.start for k in knockouts if k.start is not None)
-    baseline = run_baseline(tiny.decoder, embedded, first)
-    vocabulary = baseline.probabilities.shape[0]
-    curves = {p.name: baseline.probabilities.repeat(tiny.info.n_layers, 1) for p in pathways}
     shapes = shapes_for(tiny, layout)
-    assert vocabulary == shapes.vocabulary
-    for batch in compose_batches(knockouts, shapes, budget):
-        blocked = {row.curve: knockouts[row.curve].blocked for row in batch.rows}
-        masks = suffix_masks(layout, batch.start, blocked, embedded.inputs_embeds.device)
-        rows = replay(tiny.decoder, baseline, batch.rows, masks, score_bytes(budget))
-        for row, probabilities in zip(batch.rows, rows, strict=True):
-            curves[pathways[row.curve].name][row.center_layer] = probabilities
+    batches = compose_batches(layout, knockouts, shapes, budget)
+    starts = {(batch.first_layer, batch.start) for batch in batches}
+    baseline = run_baseline(tiny.decoder, embedded, starts)
+    assert baseline.probabilities.shape[0] == shapes.vocabulary
+    curves = {p.name: baseline.probabilities.repeat(tiny.info.n_layers, 1) for p in pathways}
+    for batch in batches:
+        last = replay(tiny.decoder, baseline, layout, batch, piece_tokens(shapes, budget))
+        trunk, *rows = last_probabilities(tiny.decoder, last)
+        if batch.control:  # an unmasked row is the baseline
+            assert (trunk - baseline.probabilities).abs().max() <= control_tolerance(tiny)
+        for answers, probabilities in zip(batch.wanted_by, rows, strict=True):
+            for number, center in answers:
+                curves[pathways[number].name][center] = probabilities
     return curves
+
+
+def control_tolerance(tiny) -> float:
+    return {torch.bfloat16: 0.02, torch.float32: TOLERANCE}.get(
+        next(tiny.hf_model.parameters()).dtype, 1e-7
+    )
 
 
 def shapes_for(tiny, layout: Layout) -> Shapes:
     parameter = next(tiny.hf_model.parameters())
-    head_size = tiny.info.hidden_size // tiny.info.n_heads
-    return cost.shapes_of(tiny.info, head_size, layout.n_tokens, parameter.element_size())
+    item_bytes = parameter.element_size()
+    return memory.shapes_of(tiny.info, tiny.info.head_size, layout.n_tokens, item_bytes)
 
 
 def reference_edges(layout: Layout, pathway: Pathway) -> Tensor:
@@ -142,8 +143,9 @@ def test_the_baseline_is_the_models_own_forward_to_the_bit(
     )
     expected = reference.plain_probabilities(tiny.hf_model, reference_inputs(embedded))
     handle.remove()
-    baseline = run_baseline(tiny.decoder, embedded, 40)
-    assert torch.equal(baseline.residual[3], seen[0][:, 40:])
+    baseline = run_baseline(tiny.decoder, embedded, {(3, 40)})
+    assert list(baseline.residual) == [(3, 40)]
+    assert torch.equal(baseline.residual[3, 40], seen[0][:, 40:])
     assert (baseline.probabilities - expected).abs().max() <= 1e-7  # the head's shape differs
 
 
@@ -295,9 +297,9 @@ def test_the_model_is_left_as_it_was(tiny_thinker, random_layout, random_embedde
     inputs = reference_inputs(embedded)
     before = reference.plain_probabilities(tiny.hf_model, inputs)
     fast(tiny, embedded, layout, of_kind(layout)[:6], 3)
-    with shared_prefix_layers(tiny.decoder.config):
+    with replaying(tiny.decoder.config):
         assert tiny.decoder.config._attn_implementation == NAME
-        with pytest.raises(TypeError, match="shared_prefix"):  # never a silent plain pass
+        with pytest.raises(TypeError, match="replayed"):  # never a silent plain pass
             reference.plain_probabilities(tiny.hf_model, inputs)
     assert tiny.decoder.config._attn_implementation == "sdpa"
     assert torch.equal(before, reference.plain_probabilities(tiny.hf_model, inputs))
@@ -310,50 +312,7 @@ def test_a_decoder_with_sliding_layers_is_refused(
     embedded = random_embedded(random_layout("single_video", 100, 12), tiny, 12)
     tiny.decoder.config.layer_types = ["full_attention"] * 7 + ["sliding_attention"]
     with pytest.raises(UnsupportedModelError, match="sliding_attention"):
-        run_baseline(tiny.decoder, embedded, 0)
-
-
-def test_masks_of_a_suffix(random_layout) -> None:
-    layout = random_layout("single_video", 100, 13)
-    for pathway in of_kind(layout):
-        blocked = blocked_segments(layout, pathway)
-        start = first_target(layout, blocked)
-        assert start is not None
-        causal = causal_mask(start, layout.n_tokens, torch.device("cpu"))
-        allowed = knockout_mask(causal, layout, blocked)
-        expected = torch.ones(100, 100).tril().bool() & ~reference_edges(layout, pathway)
-        assert torch.equal(allowed, expected[start:])
-        late = causal_mask(start + 1, layout.n_tokens, torch.device("cpu"))
-        if target_positions(layout, blocked).size:
-            with pytest.raises(MaskNotAppliedError, match="before the replayed suffix"):
-                knockout_mask(late, layout, blocked)
-
-
-def test_a_query_without_a_key_is_refused(random_layout) -> None:
-    layout = random_layout("single_video", 100, 14)
-    blocked = np.zeros((len(layout.segments),) * 2, dtype=np.bool_)
-    causal = causal_mask(20, 100, torch.device("cpu"))
-    causal[7] = False
-    with pytest.raises(MaskNotAppliedError, match="position 27 has no key left"):
-        knockout_mask(causal, layout, blocked)
-
-
-def test_batches_hold_every_row_once_within_their_budget(random_layout, tiny_thinker) -> None:
-    layout = random_layout("single_video", 200, 15)
-    tiny = tiny_thinker()
-    shapes = shapes_for(tiny, layout)
-    knockouts = [knockout(layout, p, 3, 8) for p in of_kind(layout)]
-    for budget in (1, 2**20, 2**30):
-        batches = compose_batches(knockouts, shapes, budget)
-        rows = [(row.curve, row.center_layer) for batch in batches for row in batch.rows]
-        assert sorted(rows) == [(i, c) for i in range(len(knockouts)) for c in range(8)]
-        assert all(a.start >= b.start for a, b in pairwise(batches))
-        for batch in batches:
-            assert {knockouts[row.curve].start for row in batch.rows} == {batch.start}
-            held = len(batch.rows) * shapes.row_bytes(batch.start)
-            assert len(batch.rows) == 1 or held + 3 * score_bytes(budget) <= budget
-    assert len(compose_batches(knockouts, shapes, 1)) == len(rows)
-    assert len(compose_batches(knockouts, shapes, 2**30)) == len({k.start for k in knockouts})
+        run_baseline(tiny.decoder, embedded, ())
 
 
 def test_blocked_edges_are_counted(random_layout) -> None:

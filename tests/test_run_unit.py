@@ -18,8 +18,7 @@ from avflow.pathways.groups import group_positions, members, positions
 from avflow.pathways.layout import Layout, LayoutError
 from avflow.pathways.pathway import Pathway
 from avflow.pathways.windows import window_layers
-from avflow.workers import models
-from avflow.workers import run_unit as run_unit_module
+from avflow.workers import batches, models
 from avflow.workers.engine import reference
 from avflow.workers.failing import failure
 from avflow.workers.models.base import Features, ModelSpec, Prepared, embed
@@ -144,7 +143,8 @@ def test_every_curve_once_and_the_sample_last(model: InMemory) -> None:
     for done in curves_of(events).values():
         assert done.center_layer.tolist() == list(range(N_LAYERS))
         assert done.p_options.shape == (N_LAYERS, 4)
-        assert (done.p_base, done.base_token) == (sample.p_base, sample.base_token)
+        assert done.p_base == pytest.approx(sample.p_base, abs=1e-6)
+        assert done.base_token == sample.base_token
         assert done.answer_token == model.option_tokens[model.layout.answer]
         assert done.correct_base
         np.testing.assert_array_equal(done.p_knockout, done.p_options[:, model.layout.answer])
@@ -266,16 +266,16 @@ def test_memory_that_runs_out_halves_the_batch(
     model: InMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The allocator is the one thing that can't be made to fail for real on any machine."""
-    most, real = 7, run_unit_module.replay
+    most, real = 7, batches.replay
 
-    def replay_of_a_small_device(decoder, baseline, rows, masks, scores):
-        if len(rows) > most:
-            raise torch.OutOfMemoryError(f"{len(rows)} rows are too many")
-        return real(decoder, baseline, rows, masks, scores)
+    def replay_of_a_small_device(decoder, baseline, layout, batch, tokens):
+        if len(batch.rows) > most:
+            raise torch.OutOfMemoryError(f"{len(batch.rows)} rows are too many")
+        return real(decoder, baseline, layout, batch, tokens)
 
     spec = unit((curve("video_to_question"), curve("audio_to_question")))
     whole = run(model, spec)
-    monkeypatch.setattr(run_unit_module, "replay", replay_of_a_small_device)
+    monkeypatch.setattr(batches, "replay", replay_of_a_small_device)
     events = run(model, spec)
     assert events[-1].split_batches == 3  # 16 rows -> 8 + 8 -> four times 4
     assert whole[-1].split_batches == 0
@@ -294,7 +294,7 @@ def test_what_ruins_the_worker_is_raised(
     def broken(*_arguments: object) -> None:
         raise error("device-side assert triggered")
 
-    monkeypatch.setattr(run_unit_module, "replay", broken)
+    monkeypatch.setattr(batches, "replay", broken)
     with pytest.raises(error):
         run(model, unit(EVERY_CURVE))
 
@@ -302,14 +302,14 @@ def test_what_ruins_the_worker_is_raised(
 def test_a_batch_that_fails_costs_its_curves_alone(
     model: InMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = run_unit_module.replay
+    real = batches.replay
 
-    def fails_late(decoder, baseline, rows, masks, scores):
-        if masks.causal.shape[0] == 1:
+    def fails_late(decoder, baseline, layout, batch, tokens):
+        if batch.start == layout.n_tokens - 1:
             raise ValueError("not this one")
-        return real(decoder, baseline, rows, masks, scores)
+        return real(decoder, baseline, layout, batch, tokens)
 
-    monkeypatch.setattr(run_unit_module, "replay", fails_late)
+    monkeypatch.setattr(batches, "replay", fails_late)
     events = run(model, unit((curve("video_to_question"), curve("video_to_last"))))
     assert [type(e) for e in events] == [UnitFailure, CurveDone, SampleDone]
     assert events[0].curve == "video_to_last/k3/letter"

@@ -13,45 +13,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from avflow.datasets.media import DecodedMedia
 from avflow.datasets.sample import LETTERS
 from avflow.pathways.groups import group_names, group_positions
 from avflow.pathways.layout import Layout, LayoutError
-from avflow.pathways.pathway import (
-    blocked_keys,
-    blocked_segments,
-    first_target,
-)
-from avflow.pathways.windows import window_layers
+from avflow.workers.batches import BatchRunner, Outcome, Reader
+from avflow.workers.curves import Curve, check_wanted, knockouts_of, resolve
 from avflow.workers.decode import media_notes
 from avflow.workers.engine.baseline import Baseline, run_baseline
-from avflow.workers.engine.cost import (
-    Cost,
-    Shapes,
-    plain_cost,
-    prefill_floor,
-    replay_cost,
-    replay_floor,
-    shapes_of,
-)
-from avflow.workers.engine.masks import SuffixMasks, suffix_masks
-from avflow.workers.engine.plan import Batch, Knockout, compose_batches, score_bytes
-from avflow.workers.engine.replay import Row, replay
-from avflow.workers.failing import failure, is_out_of_memory, ruins_worker
+from avflow.workers.engine.cost import knockout_floor, prefill_floor
+from avflow.workers.engine.memory import Shapes, shapes_of
+from avflow.workers.engine.plan import Batch, compose_batches
+from avflow.workers.failing import failure, ruins_worker
 from avflow.workers.meter import Meter
-from avflow.workers.models.base import LoadedModel, Prepared
-from avflow.workers.protocol import (
-    CurveDone,
-    CurveSpec,
-    Event,
-    SampleDone,
-    UnitFailure,
-    UnitSpec,
-)
+from avflow.workers.models.base import Embedded, LoadedModel, Prepared
+from avflow.workers.protocol import CurveDone, Event, SampleDone, UnitFailure, UnitSpec
 
 
 def run_unit(
@@ -65,153 +42,134 @@ def run_unit(
     """
     meter = Meter(model.device)
     try:
-        _check_wanted(unit)
+        check_wanted(unit)
         with meter.timed("prepare"):
             prepared = model.prepare(unit.sample, media)
-            curves, lost = _resolve(unit, prepared.layout, model.info.n_layers)
+            curves, lost = resolve(unit, prepared.layout, model.info.n_layers)
         with meter.timed("encode"):
             embedded = model.embed(prepared, model.encode(prepared))
         with meter.timed("prefill"):
-            starts = [c.knockout.start for c in curves if c.knockout.start is not None]
-            first = min(starts, default=prepared.layout.n_tokens)
-            baseline = run_baseline(model.decoder, embedded, first)
+            planned = _plan(model, unit, prepared, embedded, curves)
+            baseline = run_baseline(model.decoder, embedded, planned.checkpoints)
     except Exception as error:  # a bad sample is data for the coordinator's policy, whatever it is
         if ruins_worker(error):
             raise
         yield failure(unit.unit_id, None, meter.stage, error)
         return
-    work = _Work(model, unit, prepared, baseline)
+    work = _Work(model, unit, prepared, baseline, planned)
     yield from (event for event in lost if event.curve in unit.wanted)
-    kept = [c for c in curves if work.correct or not c.spec.correct_only]
-    yield from work.curves(kept, meter)
+    yield from work.curves(meter)
     notes = media_notes(unit.sample, media)
-    yield replace(work.sample_done(kept, meter, decode_s), media_notes=notes)
+    yield replace(work.sample_done(meter, decode_s), media_notes=notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Curve:
-    """A curve whose token groups were found. `lost_keys` [N]: how many keys each query loses."""
+class _Planned:
+    """What will be run where the baseline is right, and where it is wrong; both follow from the
+    plan and the prompt alone, before anything is known of the answer."""
 
-    spec: CurveSpec
-    knockout: Knockout
-    lost_keys: NDArray[np.int64]
+    shapes: Shapes
+    if_correct: tuple[list[Curve], tuple[Batch, ...]]
+    if_wrong: tuple[list[Curve], tuple[Batch, ...]]
+
+    @property
+    def checkpoints(self) -> set[tuple[int, int]]:
+        """(layer, start) of every batch's beginning."""
+        batches = (*self.if_correct[1], *self.if_wrong[1])
+        return {(batch.first_layer, batch.start) for batch in batches}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outcome:
-    """What is read off R rows' probabilities."""
+def _plan(
+    model: LoadedModel, unit: UnitSpec, prepared: Prepared, embedded: Embedded, curves: list[Curve]
+) -> _Planned:
+    item_bytes = embedded.inputs_embeds.element_size()
+    n_tokens = prepared.layout.n_tokens
+    shapes = shapes_of(model.info, model.info.head_size, n_tokens, item_bytes)
 
-    p_base_token: NDArray[np.float64]  # [R]
-    p_options: NDArray[np.float64]  # [R, O]
-    token: NDArray[np.int32]  # [R]
+    def composed(kept: list[Curve]) -> tuple[list[Curve], tuple[Batch, ...]]:
+        knockouts = knockouts_of(kept)
+        return kept, compose_batches(prepared.layout, knockouts, shapes, unit.byte_budget)
 
-    @staticmethod
-    def join(parts: "Sequence[_Outcome]") -> "_Outcome":
-        return _Outcome(
-            p_base_token=np.concatenate([part.p_base_token for part in parts]),
-            p_options=np.concatenate([part.p_options for part in parts]),
-            token=np.concatenate([part.token for part in parts]),
-        )
-
-    def __getitem__(self, rows: list[int]) -> "_Outcome":
-        return _Outcome(
-            p_base_token=self.p_base_token[rows],
-            p_options=self.p_options[rows],
-            token=self.token[rows],
-        )
+    return _Planned(
+        shapes=shapes,
+        if_correct=composed(curves),
+        if_wrong=composed([c for c in curves if not c.spec.correct_only]),
+    )
 
 
 class _Work:
-    """A unit past its baseline: runs its batches and counts what they cost."""
+    """A unit past its baseline."""
 
     def __init__(
-        self, model: LoadedModel, unit: UnitSpec, prepared: Prepared, baseline: Baseline
+        self,
+        model: LoadedModel,
+        unit: UnitSpec,
+        prepared: Prepared,
+        baseline: Baseline,
+        planned: _Planned,
     ) -> None:
-        self.model, self.unit, self.baseline = model, unit, baseline
+        self.unit, self.shapes = unit, planned.shapes
         self.layout = prepared.layout
         self.option_tokens = prepared.option_tokens
         self.answer_token = prepared.option_tokens[prepared.layout.answer]
         self.base_token = int(baseline.probabilities.argmax())
         self.correct = self.base_token == self.answer_token
-        self.base = self._read(baseline.probabilities[None])
-        residual = baseline.residual[0]
-        self.shapes = shapes_of(
-            model.info, baseline.keys[0].shape[3], baseline.n_tokens, residual.element_size()
+        self.kept, self.batches = planned.if_correct if self.correct else planned.if_wrong
+        reader = Reader(base_token=self.base_token, option_tokens=self.option_tokens)
+        self.base = reader.read(baseline.probabilities[None])
+        self.runner = BatchRunner(
+            decoder=model.decoder,
+            baseline=baseline,
+            layout=self.layout,
+            shapes=self.shapes,
+            byte_budget=unit.byte_budget,
+            reader=reader,
         )
-        self.cost = plain_cost(self.shapes)
-        self.split_batches = 0
 
-    def curves(self, curves: Sequence[_Curve], meter: Meter) -> Iterator[CurveDone | UnitFailure]:
+    def curves(self, meter: Meter) -> Iterator[CurveDone | UnitFailure]:
         """Run the batches that hold a wanted curve; yield each wanted one once, done or failed."""
-        wanted = {i for i, c in enumerate(curves) if c.spec.key in self.unit.wanted}
+        wanted = {i for i, c in enumerate(self.kept) if c.spec.key in self.unit.wanted}
         for i in sorted(wanted):
-            centers = curves[i].spec.center_layers
-            if curves[i].knockout.start is None or not centers:
-                rows = [0] * len(centers)  # no edge to block: the baseline, exactly
-                yield self._curve_done(curves[i], self.base[rows])
+            if self.kept[i].knockout.start is None or not self.kept[i].knockout.layer_sets:
+                rows = [0] * len(self.kept[i].spec.center_layers)  # no edge to block: the baseline
+                yield self._curve_done(self.kept[i], self.base[rows], self.base)
                 wanted.discard(i)
-        parts: dict[int, list[_Outcome]] = {i: [] for i in wanted}
-        rows_left = {i: len(curves[i].spec.center_layers) for i in wanted}
-        knockouts = [curve.knockout for curve in curves]
-        for batch in compose_batches(knockouts, self.shapes, self.unit.byte_budget):
-            here = [i for i in dict.fromkeys(row.curve for row in batch.rows) if i in wanted]
-            if not here:
+        # A group's first batch has its control: all of its batches are run, or none.
+        asked = {batch.group for batch in self.batches if batch.knockouts & wanted}
+        controls: dict[int, Outcome] = {}
+        found: dict[int, dict[int, Outcome]] = {i: {} for i in wanted}
+        for batch in self.batches:
+            here = sorted(batch.knockouts & wanted)
+            if batch.group not in asked or not (here or batch.control):
                 continue
             try:
                 with meter.timed("replay"):
-                    outcome = self._run_batch(batch, knockouts)
+                    outcome = self.runner.run(batch)
             except Exception as error:  # costs this batch's curves; the others go on
                 if ruins_worker(error):
                     raise
+                of_group = [b.knockouts for b in self.batches if b.group == batch.group]
+                lost = sorted(frozenset().union(*of_group) & wanted) if batch.control else here
                 yield from (
-                    failure(self.unit.unit_id, curves[i].spec.key, "replay", error) for i in here
+                    failure(self.unit.unit_id, self.kept[i].spec.key, "replay", error) for i in lost
                 )
-                wanted.difference_update(here)
+                wanted.difference_update(lost)
                 continue
+            if batch.control:
+                controls[batch.group] = outcome[[0]]
+            for number, answers in enumerate(batch.wanted_by):
+                for i, at in answers:
+                    if i in wanted:
+                        found[i][at] = outcome[[number + 1]]
             for i in here:
-                own = [n for n, row in enumerate(batch.rows) if row.curve == i]
-                parts[i].append(outcome[own])
-                rows_left[i] -= len(own)
-                if not rows_left[i]:
-                    yield self._curve_done(curves[i], _Outcome.join(parts.pop(i)))
+                if len(found[i]) == len(self.kept[i].knockout.layer_sets):
+                    rows_of = found.pop(i)
+                    whole = Outcome.join([rows_of[at] for at in sorted(rows_of)])
+                    yield self._curve_done(self.kept[i], whole, controls[batch.group])
+                    wanted.discard(i)
 
-    def _run_batch(self, batch: Batch, knockouts: Sequence[Knockout]) -> _Outcome:
-        blocked = {i: knockouts[i].blocked for i in {row.curve for row in batch.rows}}
-        device = self.baseline.keys[0].device
-        masks = suffix_masks(self.layout, batch.start, blocked, device)
-        return self._run_rows(batch, batch.rows, masks)
-
-    def _run_rows(self, batch: Batch, rows: Sequence[Row], masks: SuffixMasks) -> _Outcome:
-        scores = score_bytes(self.unit.byte_budget)
-        try:
-            outcome = self._read(replay(self.model.decoder, self.baseline, rows, masks, scores))
-            self.cost += replay_cost(self.shapes, batch.start, rows, scores)
-            return outcome
-        except RuntimeError as error:
-            if not is_out_of_memory(error) or len(rows) == 1:
-                raise
-        # Outside the handler, so that the failed attempt's tensors are free by now.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self.split_batches += 1
-        half = len(rows) // 2
-        return _Outcome.join(
-            [self._run_rows(batch, part, masks) for part in (rows[:half], rows[half:])]
-        )
-
-    def _read(self, probabilities: Tensor) -> _Outcome:
-        options = probabilities[:, list(self.option_tokens)]
-        return _Outcome(
-            p_base_token=probabilities[:, self.base_token].double().cpu().numpy(),
-            p_options=options.double().cpu().numpy(),
-            token=probabilities.argmax(dim=1).int().cpu().numpy(),
-        )
-
-    def _curve_done(self, curve: _Curve, outcome: _Outcome) -> CurveDone:
+    def _curve_done(self, curve: Curve, outcome: Outcome, control: Outcome) -> CurveDone:
         spec = curve.spec
-        n_layers = self.shapes.n_layers
-        windows = [window_layers(c, spec.window, n_layers) for c in spec.center_layers]
-        n_edges = int(curve.lost_keys.sum())
         return CurveDone(
             unit_id=self.unit.unit_id,
             curve=spec.key,
@@ -219,20 +177,20 @@ class _Work:
             p_knockout=outcome.p_base_token,
             p_options=outcome.p_options,
             knockout_token=outcome.token,
-            n_blocked_edges=np.array([n_edges * len(w) for w in windows], dtype=np.int64),
-            p_base=float(self.base.p_base_token[0]),
+            n_blocked_edges=curve.n_blocked_edges,
+            p_base=float(control.p_base_token[0]),
             base_token=self.base_token,
             correct_base=self.correct,
             answer_token=self.answer_token,
             n_tokens=self.layout.n_tokens,
         )
 
-    def sample_done(self, curves: Sequence[_Curve], meter: Meter, decode_s: float) -> SampleDone:
+    def sample_done(self, meter: Meter, decode_s: float) -> SampleDone:
         letters = dict(zip(self.option_tokens, LETTERS, strict=False))
+        wanted = [curve for curve in self.kept if curve.spec.key in self.unit.wanted]
         floor = prefill_floor(self.shapes)
-        for curve in curves:
-            if curve.spec.key in self.unit.wanted:
-                floor += _replay_floor(curve, self.shapes)
+        floor += knockout_floor(self.layout, self.shapes, knockouts_of(wanted))
+        cost = prefill_floor(self.shapes) + self.runner.cost
         return SampleDone(
             unit_id=self.unit.unit_id,
             answer=LETTERS[self.layout.answer],
@@ -247,54 +205,12 @@ class _Work:
             encode_s=meter.seconds("prepare") + meter.seconds("encode"),
             prefill_s=meter.seconds("prefill"),
             replay_s=meter.seconds("replay"),
-            token_layers=self.cost.token_layers,
-            flops=self.cost.flops,
+            token_layers=cost.token_layers,
+            flops=cost.flops,
             flops_lower_bound=floor.flops,
-            split_batches=self.split_batches,
+            split_batches=self.runner.split_batches,
             peak_bytes=meter.peak_bytes,
         )
-
-
-def _check_wanted(unit: UnitSpec) -> None:
-    keys = [curve.key for curve in unit.curves]
-    unknown = unit.wanted.difference(keys)
-    if unknown or len(set(keys)) < len(keys):
-        raise ValueError(
-            f"unit {unit.unit_id}: wanted curves must be among its own, each key once; "
-            f"not among them: {sorted(unknown)}; its curves: {keys}"
-        )
-
-
-def _resolve(
-    unit: UnitSpec, layout: Layout, n_layers: int
-) -> tuple[list[_Curve], list[UnitFailure]]:
-    """The unit's curves on this prompt, and the failures of those whose groups it lacks."""
-    curves, lost = [], []
-    for spec in unit.curves:
-        try:
-            for center in spec.center_layers:
-                window_layers(center, spec.window, n_layers)
-            blocked = blocked_segments(layout, spec.pathway, spec.option_span)
-        except ValueError as error:  # LayoutError, or a window that does not fit the model
-            lost.append(failure(unit.unit_id, spec.key, "prepare", error))
-            continue
-        knockout = Knockout(
-            blocked=blocked,
-            start=first_target(layout, blocked),
-            window=spec.window,
-            center_layers=spec.center_layers,
-        )
-        curve = _Curve(spec=spec, knockout=knockout, lost_keys=blocked_keys(layout, blocked))
-        curves.append(curve)
-    return curves, lost
-
-
-def _replay_floor(curve: _Curve, shapes: Shapes) -> Cost:
-    if curve.knockout.start is None:
-        return Cost()
-    spec = curve.spec
-    windows = [window_layers(c, spec.window, shapes.n_layers) for c in spec.center_layers]
-    return replay_floor(shapes, curve.lost_keys, windows)
 
 
 def group_spans(layout: Layout) -> dict[str, list[list[int]]]:

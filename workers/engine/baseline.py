@@ -4,6 +4,7 @@ A loop over the official decoder layers: bit-equal to the model's own forward (t
 Shapes: N prompt tokens, D hidden size, L layers, G key/value heads, d head size, V vocabulary.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,16 +16,18 @@ from transformers.masking_utils import create_causal_mask
 from avflow.workers.engine.head import last_probabilities
 from avflow.workers.models.base import Decoder, Embedded, UnsupportedModelError
 
+Checkpoint = tuple[int, int]  # (layer, start): the layer's input from a position on
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """`residual[i]` is layer i's input at positions `start` on, [1, N - start, D] in the model's
-    dtype; `keys[i]` and `values[i]` are [1, G, N, d], rotated; `cos` and `sin` [1, N, d];
-    `probabilities` [V] float32 at the last position."""
+    """`residual[layer, start]` is a layer's input at positions `start` on, [1, N - start, D] in the
+    model's dtype, for the few layers where batches begin; `keys[i]` and `values[i]` are
+    [1, G, N, d], rotated; `cos` and `sin` [1, N, d]; `probabilities` [V] float32 at the last
+    position."""
 
-    start: int
     n_tokens: int
-    residual: tuple[Tensor, ...]
+    residual: dict[Checkpoint, Tensor]
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     cos: Tensor
@@ -53,8 +56,10 @@ class _Recorder:
 
 
 @torch.inference_mode()
-def run_baseline(decoder: Decoder, embedded: Embedded, start: int) -> Baseline:
-    """Prefill, keeping the residual stream from position `start` on (N: keep none).
+def run_baseline(
+    decoder: Decoder, embedded: Embedded, checkpoints: Iterable[Checkpoint]
+) -> Baseline:
+    """Prefill, keeping the residual stream at the checkpoints alone.
 
     Raises UnsupportedModelError for a decoder whose layers are not all full causal attention.
     """
@@ -73,9 +78,11 @@ def run_baseline(decoder: Decoder, embedded: Embedded, start: int) -> Baseline:
     )
     cos, sin = decoder.rotary(hidden, embedded.position_ids)
     recorder = _Recorder()
-    residual: list[Tensor] = []
-    for layer in decoder.layers:
-        residual.append(hidden[:, start:].clone())  # a view would keep the whole prompt's alive
+    wanted = set(checkpoints)
+    residual: dict[Checkpoint, Tensor] = {}
+    for number, layer in enumerate(decoder.layers):
+        for at in (c for c in wanted if c[0] == number):
+            residual[at] = hidden[:, at[1] :].clone()  # a view would keep the whole prompt's
         hidden = layer(
             hidden,
             attention_mask=mask,
@@ -83,9 +90,8 @@ def run_baseline(decoder: Decoder, embedded: Embedded, start: int) -> Baseline:
             past_key_values=recorder,
         )
     return Baseline(
-        start=start,
         n_tokens=hidden.shape[1],
-        residual=tuple(residual),
+        residual=residual,
         keys=tuple(recorder.keys),
         values=tuple(recorder.values),
         cos=cos,

@@ -10,63 +10,113 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from avflow.pathways.windows import window_layers
-from avflow.workers.engine.cost import Shapes
-from avflow.workers.engine.replay import Row
+from avflow.pathways.layout import Layout
+from avflow.workers.engine.memory import Shapes, rows_in_budget
+from avflow.workers.engine.reads import Span
+from avflow.workers.engine.rows import Knockout, Layers, Row, family, target_spans
+
+NEAR = 1.05
+"""Starts whose suffixes differ by less than this factor share their batches, and one trunk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Knockout:
-    """One curve as the engine needs it. `blocked` is bool [S, S] over the layout's segments
-    (query, key); `start` the first position whose attention changes, None if none does."""
+class Mask:
+    """Blocked segments [S, S], and the targets' spans from the batch's start on."""
 
     blocked: NDArray[np.bool_]
-    start: int | None
-    window: int
-    center_layers: tuple[int, ...]
+    targets: tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Rows with the same first changed position."""
+    """Rows that are replayed together, from position `start` on, off a trunk that begins with the
+    baseline's residual stream at layer `first_layer`.
 
+    `wanted_by[i]` are the (knockout, layer set) numbers that row i answers. `control`: the trunk
+    goes to the last layer, as a row without a mask; of a group's batches the first has one.
+    """
+
+    group: int
     start: int
+    first_layer: int
+    masks: tuple[Mask, ...]
     rows: tuple[Row, ...]
+    wanted_by: tuple[tuple[tuple[int, int], ...], ...]
+    control: bool
+
+    @property
+    def knockouts(self) -> frozenset[int]:
+        """The knockouts that it answers, in part or in whole."""
+        return frozenset(knockout for asked in self.wanted_by for knockout, _ in asked)
 
 
 def compose_batches(
-    knockouts: Sequence[Knockout], shapes: Shapes, byte_budget: int
+    layout: Layout, knockouts: Sequence[Knockout], shapes: Shapes, byte_budget: int
 ) -> tuple[Batch, ...]:
-    """Rows by first changed position, cut so that a batch's activations fit `byte_budget`.
-
-    Rows stay in the order of their curves, so that a curve ends as early as it can; cheap batches
-    (late positions) come first. A knockout that changes nothing has no row. Raises ValueError for
-    a window that does not fit the model.
+    """Batches whose states and activations fit `byte_budget`; late positions, the cheap ones,
+    first. Rows are ordered by first masked layer, so that a batch's trunk is short. A knockout
+    that changes nothing has no row. A group's batches belong together: all answer its curves.
     """
-    rows: dict[int, list[Row]] = {}
-    for curve, knockout in enumerate(knockouts):
-        if knockout.start is None:
-            continue
-        rows.setdefault(knockout.start, []).extend(
-            Row(
-                curve=curve,
-                center_layer=center,
-                layers=window_layers(center, knockout.window, shapes.n_layers),
+    batches: list[Batch] = []
+    for number, (start, members) in enumerate(_groups(knockouts, shapes.n_tokens)):
+        asked: dict[tuple[int, Layers], list[tuple[int, int]]] = {}
+        masks: list[NDArray[np.bool_]] = []
+        known: dict[bytes, int] = {}
+        for knockout in members:
+            blocked = knockouts[knockout].blocked
+            mask = known.setdefault(blocked.tobytes(), len(masks))
+            if mask == len(masks):
+                masks.append(blocked)
+            for index, layers in enumerate(knockouts[knockout].layer_sets):
+                asked.setdefault((mask, layers), []).append((knockout, index))
+        ordered = sorted(asked, key=lambda row: (row[1][0], row[0], row[1]))
+        held = tuple(Mask(blocked=b, targets=target_spans(layout, b, start)) for b in masks)
+        size = rows_in_budget(shapes, start, byte_budget)
+        for at in range(0, len(ordered), size):
+            part = ordered[at : at + size]
+            batches.append(
+                Batch(
+                    group=number,
+                    start=start,
+                    first_layer=part[0][1][0],
+                    masks=held,
+                    rows=family(part),
+                    wanted_by=tuple(tuple(asked[row]) for row in part),
+                    control=at == 0,
+                )
             )
-            for center in knockout.center_layers
-        )
-    batches = []
-    for start in sorted(rows, reverse=True):
-        size = max(1, (byte_budget - 3 * score_bytes(byte_budget)) // shapes.row_bytes(start))
-        of_start = rows[start]
-        batches += [
-            Batch(start=start, rows=tuple(of_start[i : i + size]))
-            for i in range(0, len(of_start), size)
-        ]
     return tuple(batches)
 
 
-def score_bytes(byte_budget: int) -> int:
-    """What a piece's attention scores may take; a softmax holds them three times over, so a
-    quarter of the budget goes to them."""
-    return byte_budget // 12
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """The same work in two, for a device that turned out too small. At least two rows."""
+    cut = len(batch.rows) // 2
+    return _part(batch, 0, cut), _part(batch, cut, len(batch.rows))
+
+
+def _part(batch: Batch, low: int, high: int) -> Batch:
+    rows = [(row.mask, row.layers) for row in batch.rows[low:high]]
+    return Batch(
+        group=batch.group,
+        start=batch.start,
+        first_layer=batch.first_layer,
+        masks=batch.masks,
+        rows=family(rows),
+        wanted_by=batch.wanted_by[low:high],
+        control=batch.control and low == 0,
+    )
+
+
+def _groups(knockouts: Sequence[Knockout], n_tokens: int) -> list[tuple[int, list[int]]]:
+    """(start, knockouts) by first changed position, near ones together, the latest first."""
+    by_start: dict[int, list[int]] = {}
+    for number, knockout in enumerate(knockouts):
+        if knockout.start is not None and knockout.layer_sets:
+            by_start.setdefault(knockout.start, []).append(number)
+    groups: list[tuple[int, list[int]]] = []
+    for start in sorted(by_start):
+        if groups and n_tokens - groups[-1][0] <= NEAR * (n_tokens - start):
+            groups[-1][1].extend(by_start[start])
+        else:
+            groups.append((start, list(by_start[start])))
+    return groups[::-1]

@@ -55,7 +55,7 @@ def media_digest(prepared: Prepared) -> str:
     for name in sorted(set(prepared.tensors) - TEXT_TENSORS):
         tensor = prepared.tensors[name].contiguous()
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

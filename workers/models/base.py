@@ -161,6 +161,10 @@ class LoadedModel(Protocol):
         """Keyword arguments with which `hf_model`'s own forward and generate run this prompt."""
         ...
 
+    def token_text(self, token: int) -> str:
+        """The characters of one vocabulary id."""
+        ...
+
     def encode(self, prepared: Prepared) -> Features:
         """Run the encoders. Of `prepared` it reads the tensors that are not TEXT_TENSORS alone."""
         ...

@@ -15,6 +15,7 @@ from typing import Any
 
 from avflow.datasets.sample import MediaKind, MediaPart, Part, Sample, TextPart
 from avflow.pathways.layout import Layout, LayoutError, Segment, SegmentKind
+from avflow.workers.models.answers import continuation
 
 Span = tuple[int, int]
 Label = tuple[SegmentKind, int | None]
@@ -243,20 +244,23 @@ def _segments(labels: Sequence[Label]) -> tuple[Segment, ...]:
     )
 
 
-def option_tokens(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
-    """The id of each option's letter as the first token after the prompt. Raises LayoutError."""
-    ids: list[int] = tokenizer(prompt.text)["input_ids"]
+def option_tokens(tokenizer: Any, prompt: Prompt, lead: str = "") -> tuple[int, ...]:
+    """The id of each option's letter as the first token after the prompt, `lead` (see
+    `answers.answer_lead`) before it.
+
+    Raises LayoutError for a letter that is not one token of its own there, or that comes twice.
+    """
     found = []
     for part in prompt.sample.parts:
         if not isinstance(part, TextPart) or part.role != "option_letter":
             continue
-        longer: list[int] = tokenizer(prompt.text + part.text.strip())["input_ids"]
-        if longer[:-1] != ids:
+        tokens = continuation(tokenizer, prompt.text, lead + part.text.strip())
+        if tokens is None or len(tokens) != 1:
             raise LayoutError(
                 f"sample {prompt.sample.sample_id}: the letter {part.text!r} after the prompt is "
                 "not one token of its own, so its probability can't be read; use single letters"
             )
-        found.append(longer[-1])
+        found += tokens
     if len(set(found)) != len(found):
         raise LayoutError(f"sample {prompt.sample.sample_id}: two options share a letter")
     return tuple(found)

@@ -38,7 +38,12 @@ from avflow.workers.models.qwen2_5_omni_config import (
     media_spec,
     meta_thinker,
 )
-from avflow.workers.models.qwen2_5_omni_prompt import PromptMaker, hears_videos, prepare
+from avflow.workers.models.qwen2_5_omni_prompt import (
+    PromptMaker,
+    hears_videos,
+    prepare,
+    prompt_maker,
+)
 
 # What the official chat template puts where no system message is given.
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
@@ -65,6 +70,11 @@ class QwenOmni:
         """See `LoadedModel.official_inputs`."""
         tensors = {name: tensor.to(self.device) for name, tensor in prepared.tensors.items()}
         return {**tensors, "use_audio_in_video": hears_videos(prepared.sample)}
+
+    def token_text(self, token: int) -> str:
+        """See `LoadedModel.token_text`."""
+        text: str = self.maker.processor.tokenizer.decode([token])
+        return text
 
     def encode(self, prepared: Prepared) -> Features:
         """See `LoadedModel.encode`."""
@@ -129,9 +139,7 @@ def load(spec: ModelSpec, devices: Sequence[str]) -> QwenOmni:
         hf_model=model,
         media_spec=media,
         device=torch.device(devices[0]),
-        maker=PromptMaker(
-            processor=processor, config=model.config, media_spec=media, system_prompt=system
-        ),
+        maker=prompt_maker(processor, model.config, media, system),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from avflow.datasets.media import DecodedMedia, MediaError, MediaSpec
 from avflow.datasets.sample import MediaPart, Sample, TextPart
 from avflow.pathways.layout import LayoutError
+from avflow.workers.models.answers import answer_lead
 from avflow.workers.models.base import Prepared
 from avflow.workers.models.prompting import (
     TEMPLATE,
@@ -26,12 +27,40 @@ from avflow.workers.models.prompting import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptMaker:
-    """What making a prompt takes: the checkpoint's processor and config, no weights."""
+    """What making a prompt takes: the checkpoint's processor and config, no weights.
+
+    `answer_lead` comes before an answer's letter, see `answers`.
+    """
 
     processor: Any
     config: Any
     media_spec: MediaSpec
     system_prompt: str
+    answer_lead: str
+
+
+def prompt_maker(
+    processor: Any, config: Any, media_spec: MediaSpec, system_prompt: str
+) -> PromptMaker:
+    """A maker whose answers have the form that the checkpoint's chat template asks for."""
+    rendered = _chat(processor, system_prompt, [{"type": "text", "text": "?"}])
+    return PromptMaker(
+        processor=processor,
+        config=config,
+        media_spec=media_spec,
+        system_prompt=system_prompt,
+        answer_lead=answer_lead(processor.tokenizer, rendered),
+    )
+
+
+def _chat(processor: Any, system_prompt: str, content: list[dict[str, str]]) -> str:
+    """The chat template's text up to where the answer begins."""
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": system_prompt}]},
+        {"role": "user", "content": content},
+    ]
+    text: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
 
 
 def hears_videos(sample: Sample) -> bool:
@@ -71,7 +100,7 @@ def prepare(maker: PromptMaker, sample: Sample, media: Sequence[DecodedMedia]) -
         sample=sample,
         tensors=tensors,
         layout=layout,
-        option_tokens=option_tokens(tokenizer, prompt),
+        option_tokens=option_tokens(tokenizer, prompt, maker.answer_lead),
         prompt=expanded.text,
         offsets=torch.tensor(offsets, dtype=torch.int64),
     )
@@ -117,14 +146,7 @@ def _rendered(maker: PromptMaker, sample: Sample) -> Prompt:
             else {"type": part.kind}
             for part in sample.parts
         ]
-        messages = [
-            {"role": "system", "content": [{"type": "text", "text": maker.system_prompt}]},
-            {"role": "user", "content": content},
-        ]
-        text: str = processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        return text
+        return _chat(processor, maker.system_prompt, content)
 
     return render_prompt(
         sample,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from avflow.pathways.layout import Layout
 from avflow.workers.engine.partial import Part, merge_into
@@ -147,11 +147,11 @@ def attend(
         if mask is None:
             continue
         n = mask.seq_lengths[1]
-        out, lse = run(
+        out, aux = run(
             _fold(query, rows, key.shape[1]), key[:, :, :n], value[:, :, :n],
-            block_mask=mask, scale=scale, enable_gqa=True, return_lse=True,
+            block_mask=mask, scale=scale, enable_gqa=True, return_aux=AuxRequest(lse=True),
         )  # fmt: skip
-        part = (_unfold(out, rows, key.shape[1]), _unfold(lse, rows, key.shape[1]))
+        part = (_unfold(out, rows, key.shape[1]), _unfold(aux.lse, rows, key.shape[1]))
         if total is None:
             total = (part[0].to(exact), part[1].to(exact))
         else:

@@ -1,0 +1,139 @@
+"""Attention in parts, merged by log-sum-exp, against one dense softmax."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from avflow.pathways import catalogue
+from avflow.pathways.pathway import blocked_segments, first_target
+from avflow.workers.engine import backends, flex, flex_check, sdpa
+from avflow.workers.engine.partial import (
+    merge_into,
+    partial_attention,
+    plain_attention,
+    self_attention,
+    shared_attention,
+)
+from avflow.workers.engine.reads import plan_reads
+from avflow.workers.engine.rows import target_spans
+
+CPU = torch.device("cpu")
+EXACT = {torch.float32: 3e-6, torch.float64: 1e-13}
+
+
+def numbers(generator: torch.Generator, *shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scale: float) -> Tensor:
+    group = query.shape[1] // key.shape[1]
+    key, value = (t.double().repeat_interleave(group, 1) for t in (key, value))
+    scores = query.double() @ key.transpose(2, 3) * scale
+    return scores.masked_fill(~allowed, float("-inf")).softmax(-1) @ value
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    data=st.data(),
+    dtype=st.sampled_from(list(EXACT)),
+    rows=st.integers(1, 3),
+    heads=st.sampled_from([(1, 1), (4, 2), (6, 1), (4, 4)]),
+    q=st.integers(1, 9),
+    n=st.integers(1, 11),
+    size=st.sampled_from([8, 16]),
+)
+def test_two_parts_make_one_softmax(data, dtype, rows, heads, q, n, size) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    query = numbers(generator, rows, heads[0], q, size, dtype=dtype)
+    own = [numbers(generator, rows, heads[1], q, size, dtype=dtype) for _ in range(2)]
+    shared = [numbers(generator, 1, heads[1], n, size, dtype=dtype) for _ in range(2)]
+    out, lse = partial_attention(query, *own, causal=True, scale=0.3)
+    total = (out.to(dtype), lse.to(dtype))
+    merge_into(total, shared_attention(query, *shared, scale=0.3))
+    together = [
+        torch.cat([a.expand(rows, -1, -1, -1), b], 2) for a, b in zip(shared, own, strict=True)
+    ]
+    allowed = torch.cat([torch.ones(q, n, dtype=torch.bool), torch.ones(q, q).tril().bool()], 1)
+    expected = dense(query, *together, allowed, 0.3)
+    assert (total[0] - expected).abs().max() <= EXACT[dtype]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", list(EXACT))
+def test_the_kernel_and_the_plain_products_agree(dtype: torch.dtype, causal: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    query, key, value = (numbers(generator, 2, h, 40, 16, dtype=dtype) for h in (4, 2, 2))
+    fast = partial_attention(query, key, value, causal=causal, scale=0.2)
+    plain = plain_attention(query, key, value, causal=causal, scale=0.2)
+    for mine, theirs in zip(fast, plain, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert (mine - theirs).abs().max() <= EXACT[dtype]
+
+
+def test_a_query_that_reads_itself_alone_gets_its_own_value() -> None:
+    generator = torch.Generator().manual_seed(6)
+    query, key, value = (numbers(generator, 2, h, 5, 8, dtype=torch.float64) for h in (4, 2, 2))
+    out, lse = self_attention(query, key, value, scale=0.2)
+    assert torch.equal(out, value.repeat_interleave(2, 1))
+    by_hand = (query * key.repeat_interleave(2, 1)).sum(-1) * 0.2
+    assert torch.equal(lse, by_hand)
+
+
+@pytest.mark.parametrize("kind", ["single_video", "interleaved"])
+@pytest.mark.parametrize("joining", [False, True])
+def test_both_backends_give_the_same_for_every_pathway(random_layout, kind, joining) -> None:
+    layout = random_layout(kind, 150, 9)
+    generator = torch.Generator().manual_seed(9)
+    for pathway in (p for p in catalogue.ALL if p.layout == kind):
+        blocked = blocked_segments(layout, pathway)
+        start = first_target(layout, blocked)
+        assert start is not None
+        spans = target_spans(layout, blocked, start) if joining else ((start, 150),)
+        own_from = 150 if joining else start
+        q = sum(b - a for a, b in spans)
+        rows = 1 if joining else 2
+        query = numbers(generator, rows, 4, q, 16, dtype=torch.float32)
+        own = tuple(numbers(generator, rows, 2, q, 16, dtype=torch.float32) for _ in range(2))
+        shared = tuple(
+            numbers(generator, 1, 2, own_from, 16, dtype=torch.float32) for _ in range(2)
+        )
+        parts = plan_reads(layout, blocked, spans, own_from, CPU)
+        blocks = flex.plan_blocks(layout, blocked, spans, own_from, CPU)
+        mine = sdpa.attend(parts, query, own, shared, 0.25)
+        theirs = flex.attend(blocks, query, own, shared, scale=0.25, kernel=flex_attention)
+        assert (mine - theirs).abs().max() <= 3e-6, pathway.name
+
+
+def test_the_example_that_decides_for_the_compiled_backend_is_near_and_can_fail() -> None:
+    assert flex_check.difference(CPU, flex_attention) <= 0.05
+
+    def unmasked(query, key, value, *, block_mask, **rest):
+        return flex_attention(query, key, value, **rest)
+
+    assert flex_check.difference(CPU, unmasked) > 0.3
+    assert not flex.works_on(CPU)
+
+
+def test_what_cannot_be_compiled_goes_by_parts(random_layout, monkeypatch) -> None:
+    layout = random_layout("single_video", 100, 2)
+    monkeypatch.setattr(flex, "works_on", lambda device: True)
+    monkeypatch.setattr(backends, "MANY_PARTS", 0)
+    view = backends.plan_view(layout, None, ((60, 100),), 60, CPU)
+    assert view.blocks is not None
+    generator = torch.Generator().manual_seed(3)
+    query = numbers(generator, 2, 4, 40, 16, dtype=torch.float32)
+    own = tuple(numbers(generator, 2, 2, 40, 16, dtype=torch.float32) for _ in range(2))
+    shared = tuple(numbers(generator, 1, 2, 60, 16, dtype=torch.float32) for _ in range(2))
+    with pytest.warns(UserWarning, match="going by parts"):  # no such kernel on a CPU
+        out = backends.attend(view, query, own, shared, 0.25)
+    assert torch.equal(out, sdpa.attend(view.reads, query, own, shared, 0.25))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_compiled_backend_on_a_gpu() -> None:
+    assert flex_check.difference(torch.device("cuda")) <= 0.05
+    assert flex.works_on(torch.device("cuda"))

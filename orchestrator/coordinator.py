@@ -27,7 +27,15 @@ from avflow.orchestrator.progress import Progress, Snapshot
 from avflow.orchestrator.queue import WorkQueue
 from avflow.orchestrator.signals import StopSignals
 from avflow.orchestrator.unit import UnitState
-from avflow.workers.protocol import CurveDone, SampleDone, UnitFailure, UnitSpec
+from avflow.workers.protocol import (
+    CurveDone,
+    Finished,
+    InterventionDone,
+    ProbeDone,
+    SampleDone,
+    UnitFailure,
+    UnitSpec,
+)
 
 if TYPE_CHECKING:
     from avflow.workers.models.base import ModelSpec
@@ -66,8 +74,8 @@ class Outcome:
 class Recorder(Protocol):
     """Where results go. Buffers, and makes durable what it holds in `commit`."""
 
-    def add_curve(self, unit: UnitSpec, done: CurveDone) -> None:
-        """A curve to keep."""
+    def add_curve(self, unit: UnitSpec, done: Finished) -> None:
+        """A curve, an intervention or a probe to keep."""
         ...
 
     def add_sample(self, unit: UnitSpec, done: SampleDone, *, worker: str, attempt: int) -> None:
@@ -249,7 +257,7 @@ class Coordinator:
                 worker.where = where
                 self._working_since = self._working_since or time.monotonic()
                 logger.info("ready at %s", where, extra={"worker": event.worker})
-            case Yielded(event=CurveDone() as done):
+            case Yielded(event=CurveDone() | InterventionDone() | ProbeDone() as done):
                 self._on_curve(event.worker, done)
             case Yielded(event=SampleDone() as done):
                 self._on_sample(event.worker, done)
@@ -260,7 +268,7 @@ class Coordinator:
             case Died():
                 self._on_death(event)
 
-    def _on_curve(self, worker: str, done: CurveDone) -> None:
+    def _on_curve(self, worker: str, done: Finished) -> None:
         if self._queue.on_curve(worker, done.unit_id, done.curve, time.monotonic()):
             unit = self._units[done.unit_id]
             self._behind[done.unit_id] += unit.cost / len(unit.wanted)

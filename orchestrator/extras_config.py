@@ -1,6 +1,7 @@
 """The `interventions` and `probes` sections of a sweep file: what is asked beside the curves."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -121,4 +122,4 @@ class ProbeConfig(ScopeConfig):
 
 
 def _ascends(layers: Sequence[int]) -> bool:
-    return all(low < high for low, high in zip(layers, layers[1:], strict=False))
+    return all(low < high for low, high in pairwise(layers))

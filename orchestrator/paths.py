@@ -65,6 +65,11 @@ class RunPaths:
         return self.plan / "curves.parquet"
 
     @property
+    def extras(self) -> Path:
+        """The planned interventions and probes, a row a sample."""
+        return self.plan / "extras.parquet"
+
+    @property
     def logs(self) -> Path:
         """Folder of log files."""
         return self.root / "logs"

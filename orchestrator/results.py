@@ -3,6 +3,7 @@
 From the store alone, so all of it works while the sweep runs and after it died.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,7 +18,13 @@ from avflow.orchestrator.schema import KEYS, SCHEMAS
 from avflow.orchestrator.source import unknown
 
 _PART = "__part"
-_CURVE_NAME = pl.concat_str("pathway", pl.lit("/k"), "window", pl.lit("/"), "variant")
+_SAMPLE = ["model", "dataset", "sample_id"]
+# What a worker calls a curve, an intervention or a probe, from the columns of its table.
+_KEY_IN: Mapping[TableName, pl.Expr] = {
+    "cells": pl.concat_str("pathway", pl.lit("/k"), "window", pl.lit("/"), "variant"),
+    "interventions": pl.concat_str("kind", pl.lit("/"), "intervention"),
+    "probes": pl.concat_str(pl.lit("probe/"), "probe"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +46,9 @@ class TaskStatus:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
     """A job has failed if one of its samples has a terminal failure, is done when all of them have
-    ended, and runs when some have. `driver` says which process writes here now, if any."""
+    ended, and runs when some have. `extras` are interventions and probes, one a sample; done are
+    those that are stored or that a wrong baseline leaves out. `driver` says which process writes
+    here now, if any."""
 
     jobs: int
     jobs_done: int
@@ -50,6 +59,9 @@ class RunStatus:
     samples_failed: int
     samples_correct: int
     cells: int
+    extras: int
+    extras_done: int
+    extras_failed: int
     tasks: tuple[TaskStatus, ...]
     driver: str | None
 
@@ -85,11 +97,13 @@ def status(run: str | Path) -> RunStatus:
     """How far a run is."""
     paths = _paths(run)
     units, samples = _unit_frame(paths), read(run, "samples")
-    curves = _curve_frame(paths, units)
-    ended = curves.group_by("model", "dataset", "sample_id").agg(
-        pl.col("ended").all(), pl.col("failed").any()
+    curves, extras = _curve_frame(paths, units), _extra_frame(paths, units)
+    ended = (
+        pl.concat([frame.select(*_SAMPLE, "ended", "failed") for frame in (curves, extras)])
+        .group_by(_SAMPLE)
+        .agg(pl.col("ended").all(), pl.col("failed").any())
     )
-    units = units.join(ended, on=("model", "dataset", "sample_id"), how="left").with_columns(
+    units = units.join(ended, on=_SAMPLE, how="left").with_columns(
         failed=pl.col("failed").fill_null(False) | pl.col("given_up"),
         done=pl.col("correct").is_not_null() & pl.col("ended").fill_null(True),
     )
@@ -105,7 +119,10 @@ def status(run: str | Path) -> RunStatus:
         samples_failed=int(units["failed"].sum()),
         samples_correct=int(samples["correct"].sum()),
         cells=_scan(paths, "cells").select(pl.len()).collect().item(),
-        tasks=_task_statuses(paths, units),
+        extras=extras.height,
+        extras_done=int((extras["ended"] & ~extras["failed"]).sum()),
+        extras_failed=int(extras["failed"].sum()),
+        tasks=_task_statuses(units),
         driver=driver(paths),
     )
 
@@ -114,14 +131,13 @@ def standing_failures(run: str | Path) -> pl.DataFrame:
     """The terminal failures that no later attempt has mended, the latest of each (unit, curve)."""
     failures = read(run, "failures").filter("terminal").sort("at")
     measured = read(run, "samples").select("model", "dataset", "sample_id")
-    stored = read(run, "cells").select("model", "dataset", "sample_id", curve=_CURVE_NAME).unique()
+    stored = _stored(_paths(run), _KEY_IN).collect()
     whole = failures.filter(pl.col("curve").is_null())
     one = failures.filter(pl.col("curve").is_not_null())
-    sample = ["model", "dataset", "sample_id"]
     standing = pl.concat(
         [
-            whole.join(measured, on=sample, how="anti", maintain_order="left"),
-            one.join(stored, on=[*sample, "curve"], how="anti", maintain_order="left"),
+            whole.join(measured, on=_SAMPLE, how="anti", maintain_order="left"),
+            one.join(stored, on=[*_SAMPLE, "curve"], how="anti", maintain_order="left"),
         ]
     )
     return standing.unique(["unit_id", "curve"], keep="last", maintain_order=True).sort("at")
@@ -132,7 +148,7 @@ def standing_failures(run: str | Path) -> pl.DataFrame:
 
 def _paths(run: str | Path) -> RunPaths:
     paths = RunPaths(Path(run))
-    for needed in (paths.sweep, paths.jobs, paths.units, paths.curves):
+    for needed in (paths.sweep, paths.jobs, paths.units, paths.curves, paths.extras):
         if not needed.is_file():
             raise StoreError(f"{run} is no run folder: there is no {needed.relative_to(run)} in it")
     return paths
@@ -190,19 +206,28 @@ def _lost(paths: RunPaths) -> pl.LazyFrame:
 def _curve_frame(paths: RunPaths, units: pl.DataFrame) -> pl.DataFrame:
     """A row a planned (unit, curve): `stored`, `failed`, `ended` (either, or not called for)."""
     planned = pl.scan_parquet(paths.curves).with_columns(jobs=pl.col("job_ids").list.len())
-    stored = (
-        _scan(paths, "cells")
-        .select("model", "dataset", "sample_id", curve=_CURVE_NAME)
-        .unique()
-        .with_columns(stored=True)
-    )
+    asked = units.lazy().drop("curves").join(planned, on=("model", "dataset", "task", "layout"))
+    return _with_state(paths, asked, ("cells",)).collect()
+
+
+def _extra_frame(paths: RunPaths, units: pl.DataFrame) -> pl.DataFrame:
+    """The same, a row a planned (unit, intervention or probe)."""
+    asked = units.lazy().drop("curves").join(pl.scan_parquet(paths.extras), on="unit_id")
+    return _with_state(paths, asked, ("interventions", "probes")).collect()
+
+
+def _stored(paths: RunPaths, tables: Iterable[TableName]) -> pl.LazyFrame:
+    """A row a (sample, key) of what is stored in these tables."""
+    frames = [_scan(paths, table).select(*_SAMPLE, curve=_KEY_IN[table]) for table in tables]
+    return pl.concat(frames).unique()
+
+
+def _with_state(paths: RunPaths, asked: pl.LazyFrame, tables: Iterable[TableName]) -> pl.LazyFrame:
+    stored = _stored(paths, tables).with_columns(stored=True)
     lost = _lost(paths).unique().with_columns(lost=True)
     whole = lost.filter(pl.col("curve").is_null()).select("unit_id", whole=True)
     return (
-        units.lazy()
-        .drop("curves")
-        .join(planned, on=("model", "dataset", "task", "layout"))
-        .join(stored, on=("model", "dataset", "sample_id", "curve"), how="left")
+        asked.join(stored, on=[*_SAMPLE, "curve"], how="left")
         .join(lost, on=("unit_id", "curve"), how="left")
         .join(whole, on="unit_id", how="left")
         .with_columns(pl.col("stored", "lost", "whole").fill_null(False))
@@ -211,7 +236,6 @@ def _curve_frame(paths: RunPaths, units: pl.DataFrame) -> pl.DataFrame:
             failed=(pl.col("lost") | pl.col("whole")) & ~pl.col("stored") & ~pl.col("skipped")
         )
         .with_columns(ended=pl.col("stored") | pl.col("skipped") | pl.col("failed"))
-        .collect()
     )
 
 
@@ -229,14 +253,11 @@ def _weighted(jobs: pl.DataFrame, which: pl.Expr) -> int:
     return int(jobs.filter(which)["jobs"].sum())
 
 
-def _task_statuses(paths: RunPaths, units: pl.DataFrame) -> tuple[TaskStatus, ...]:
+def _task_statuses(units: pl.DataFrame) -> tuple[TaskStatus, ...]:
     """In the order of the sweep file's models and data sets and of the reader's tasks."""
     group = ["model", "dataset", "task"]
-    curves = pl.read_parquet(paths.curves, columns=group)
-    order = curves.unique(maintain_order=True).with_row_index("at")
     rows = (
-        units.join(order, on=group)
-        .sort("at", maintain_order=True)
+        units.sort("group", maintain_order=True)
         .group_by(group, maintain_order=True)
         .agg(
             pl.col("category").first(),

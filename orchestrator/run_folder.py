@@ -16,10 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TextIO
 
-import pyarrow as pa
 import yaml
 
-from avflow.datasets.sample import LETTERS
 from avflow.orchestrator.config import SweepConfig
 from avflow.orchestrator.errors import ConfigError, IdentityMismatch, RunLocked, StoreError
 from avflow.orchestrator.identity import differences, identity_fields
@@ -27,6 +25,7 @@ from avflow.orchestrator.load import parse
 from avflow.orchestrator.parts import serialise, write_atomically
 from avflow.orchestrator.paths import RunPaths
 from avflow.orchestrator.plan import Plan
+from avflow.orchestrator.plan_tables import plan_tables
 
 _PACKAGES = ("avflow", "torch", "transformers", "ray", "numpy", "pyarrow", "polars", "av")
 _LOCK_TRIES = 5
@@ -97,7 +96,7 @@ def claim(paths: RunPaths, plan: Plan) -> None:
         if not paths.sweep.exists() or _changed(paths, plan.config):
             write_atomically(paths.sweep, text.encode(), paths.temporary)
         _sweep_away_drafts(paths)
-        for path, table in _plan_tables(paths, plan):
+        for path, table in plan_tables(paths, plan):
             write_atomically(path, serialise(table), paths.temporary)
     except OSError as error:
         raise ConfigError(f"run folder {paths.root} can't be written: {error}") from error
@@ -170,51 +169,6 @@ def _sweep_away_drafts(paths: RunPaths) -> None:
     if paths.temporary.is_dir():
         for draft in paths.temporary.glob("*.tmp"):
             draft.unlink(missing_ok=True)
-
-
-def _plan_tables(paths: RunPaths, plan: Plan) -> Iterator[tuple[Path, pa.Table]]:
-    yield paths.jobs, pa.Table.from_pylist([asdict(job) for job in plan.jobs()])
-    yield paths.units, pa.Table.from_pylist(list(_units(plan)))
-    yield paths.curves, pa.Table.from_pylist(list(_curves(plan)))
-
-
-def _units(plan: Plan) -> Iterator[dict[str, object]]:
-    for unit in plan.units:
-        sample = unit.sample
-        yield {
-            "unit_id": unit.unit_id,
-            "model": unit.model,
-            "dataset": sample.dataset,
-            "sample_id": sample.sample_id,
-            "task": sample.task,
-            "category": sample.category,
-            "layout": sample.layout,
-            "direction": sample.direction,
-            "ordering": sample.ordering,
-            "answer": LETTERS[sample.answer],
-            "media_group": sample.media_group,
-            "curves": len(unit.curves),
-            "cost": unit.cost,
-        }
-
-
-def _curves(plan: Plan) -> Iterator[dict[str, object]]:
-    for group in plan.groups:
-        for curve in group.curves:
-            yield {
-                "model": group.model,
-                "dataset": group.dataset,
-                "task": group.task,
-                "layout": group.layout,
-                "curve": curve.spec.key,
-                "pathway": curve.spec.pathway.name,
-                "label": curve.spec.pathway.label,
-                "window": curve.spec.window,
-                "variant": curve.spec.variant,
-                "correct_only": curve.spec.correct_only,
-                "center_layers": list(curve.spec.center_layers),
-                "job_ids": list(curve.job_ids),
-            }
 
 
 def _now() -> str:

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from avflow.orchestrator.paths import TableName
 from avflow.orchestrator.plan import PlannedCurve
 from avflow.orchestrator.policy import Decision
-from avflow.workers.protocol import CurveDone, SampleDone, UnitSpec
+from avflow.workers.protocol import CurveDone, InterventionDone, ProbeDone, SampleDone, UnitSpec
 
 SCHEMA_VERSION = 1
 
@@ -88,12 +90,19 @@ SCHEMAS: Mapping[TableName, pa.Schema] = {
             "model": pa.string(),
             "dataset": pa.string(),
             "task": pa.string(),
+            "category": pa.string(),
             "sample_id": pa.string(),
+            "direction": pa.string(),
+            "ordering": pa.string(),
+            "kind": pa.string(),
             "intervention": pa.string(),
             "layers": pa.list_(pa.int16()),
             "p": pa.float64(),
+            "p_options": pa.list_(pa.float64()),
+            "token": pa.int32(),
             "predicted": pa.string(),
             "correct": pa.bool_(),
+            "correct_base": pa.bool_(),
             "token_layers": pa.int64(),
             "prefill_s": pa.float64(),
         }
@@ -102,11 +111,15 @@ SCHEMAS: Mapping[TableName, pa.Schema] = {
         {
             "model": pa.string(),
             "dataset": pa.string(),
+            "task": pa.string(),
             "sample_id": pa.string(),
             "probe": pa.string(),
             "layer": pa.int16(),
             "group": pa.string(),
             "position": pa.int32(),
+            "key": pa.int32(),
+            "width": pa.int32(),
+            "dimension": pa.int32(),
             "value": pa.float64(),
         }
     ),
@@ -136,8 +149,11 @@ SCHEMAS: Mapping[TableName, pa.Schema] = {
 KEYS: Mapping[TableName, tuple[str, ...]] = {
     "cells": ("job_id", "sample_id"),
     "samples": ("model", "dataset", "task", "sample_id"),
-    "interventions": ("model", "dataset", "task", "sample_id", "intervention"),
-    "probes": ("model", "dataset", "sample_id", "probe", "layer", "group", "position"),
+    "interventions": ("model", "dataset", "task", "sample_id", "kind", "intervention"),
+    "probes": (
+        *("model", "dataset", "sample_id", "probe"),
+        *("layer", "group", "position", "key", "dimension"),
+    ),
     "failures": (),  # every row is an event of its own
 }
 """What a row is the only one of; readers drop the later ones."""
@@ -178,6 +194,58 @@ def cell_rows(unit: UnitSpec, planned: PlannedCurve, done: CurveDone) -> Columns
         "correct_knockout": (done.knockout_token == done.answer_token).tolist(),
         "n_blocked_edges": done.n_blocked_edges.tolist(),
     }
+
+
+def intervention_row(unit: UnitSpec, done: InterventionDone) -> Columns:
+    """One row; `kind` is `mask` or `discard`."""
+    kind, _, name = done.curve.partition("/")
+    sample = unit.sample
+    row: dict[str, Any] = {
+        "model": unit.model,
+        "dataset": sample.dataset,
+        "task": sample.task,
+        "category": sample.category,
+        "sample_id": sample.sample_id,
+        "direction": sample.direction,
+        "ordering": sample.ordering,
+        "kind": kind,
+        "intervention": name,
+        "layers": list(done.layers),
+        "p": done.p,
+        "p_options": done.p_options.tolist(),
+        "token": done.token,
+        "predicted": done.predicted,
+        "correct": done.correct,
+        "correct_base": done.correct_base,
+        "token_layers": done.token_layers,
+        "prefill_s": done.prefill_s,
+    }
+    return {name: [value] for name, value in row.items()}
+
+
+def probe_rows(unit: UnitSpec, done: ProbeDone) -> Columns:
+    """Long form; null where a column says nothing of the probe (see ProbeDone)."""
+    sample, n = unit.sample, len(done.value)
+    constant = {
+        "model": unit.model,
+        "dataset": sample.dataset,
+        "task": sample.task,
+        "sample_id": sample.sample_id,
+        "probe": done.curve.partition("/")[2],
+    }
+    return {name: [value] * n for name, value in constant.items()} | {
+        "layer": done.layer.tolist(),
+        "group": [group or None for group in done.group],
+        "position": _known(done.position),
+        "key": _known(done.key),
+        "width": _known(done.width),
+        "dimension": _known(done.dimension),
+        "value": done.value.tolist(),
+    }
+
+
+def _known(numbers: NDArray[np.int32]) -> list[int | None]:
+    return [None if number < 0 else number for number in numbers.tolist()]
 
 
 def sample_row(

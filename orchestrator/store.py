@@ -23,9 +23,18 @@ from avflow.orchestrator.schema import (
     Columns,
     cell_rows,
     failure_row,
+    intervention_row,
+    probe_rows,
     sample_row,
 )
-from avflow.workers.protocol import CurveDone, SampleDone, UnitSpec
+from avflow.workers.protocol import (
+    CurveDone,
+    Finished,
+    InterventionDone,
+    ProbeDone,
+    SampleDone,
+    UnitSpec,
+)
 
 COMMIT_UNITS = 64
 COMMIT_S = 15.0
@@ -59,10 +68,24 @@ class ResultStore:
         self._committed_at = clock()
         self._buffers: dict[_Partition, list[Columns]] = {}
 
-    def add_curve(self, unit: UnitSpec, done: CurveDone) -> None:
-        """Raises ValueError when the curve is not as planned, KeyError when it is not planned."""
-        planned = self._plan.curve(unit, done.curve)
-        self._add("cells", unit, cell_rows(unit, planned, done))
+    def add_curve(self, unit: UnitSpec, done: Finished) -> None:
+        """Anything with a key: a curve, an intervention, a probe.
+
+        Raises ValueError when a curve is not as planned, KeyError for what is not planned.
+        """
+        match done:
+            case CurveDone():
+                planned = self._plan.curve(unit, done.curve)
+                self._add("cells", unit, cell_rows(unit, planned, done))
+                return
+            case InterventionDone():
+                table: TableName = "interventions"
+                rows = intervention_row(unit, done)
+            case ProbeDone():
+                table, rows = "probes", probe_rows(unit, done)
+        if done.curve not in {spec.key for spec in unit.extras}:
+            raise KeyError(done.curve)
+        self._add(table, unit, rows)
 
     def add_sample(self, unit: UnitSpec, done: SampleDone, *, worker: str, attempt: int) -> None:
         """The sample's own row; `worker` is `host:pid`, `attempt` counts from 1."""

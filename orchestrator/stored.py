@@ -13,14 +13,16 @@ from avflow.orchestrator.plan import Plan, unit_id
 from avflow.workers.protocol import UnitSpec
 
 _CURVE = ("model", "dataset", "sample_id", "pathway", "window", "variant")
+_INTERVENTION = ("model", "dataset", "sample_id", "kind", "intervention")
+_PROBE = ("model", "dataset", "sample_id", "probe")
 _SAMPLE = ("model", "dataset", "sample_id", "correct")
 _FAILURE = ("unit_id", "curve", "terminal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredState:
-    """Curves by (unit, key), samples' correctness by unit, and terminal failures: (unit, curve),
-    curve None where the whole sample was given up."""
+    """Curves, interventions and probes by (unit, key), samples' correctness by unit, and terminal
+    failures: (unit, key), None where the whole sample was given up."""
 
     curves: frozenset[tuple[str, str]] = frozenset()
     samples: dict[str, bool] = field(default_factory=dict)
@@ -29,9 +31,17 @@ class StoredState:
 
 def stored_state(paths: RunPaths) -> StoredState:
     """Read from the parts alone. Torn and foreign files are named in a warning and left out."""
-    curves = frozenset(
+    curves = {
         (unit_id(model, dataset, sample), f"{pathway}/k{window}/{variant}")
         for model, dataset, sample, pathway, window, variant in _distinct(paths, "cells", _CURVE)
+    }
+    curves.update(
+        (unit_id(model, dataset, sample), f"{kind}/{name}")
+        for model, dataset, sample, kind, name in _distinct(paths, "interventions", _INTERVENTION)
+    )
+    curves.update(
+        (unit_id(model, dataset, sample), f"probe/{name}")
+        for model, dataset, sample, name in _distinct(paths, "probes", _PROBE)
     )
     samples: dict[str, bool] = {
         unit_id(model, dataset, sample): correct
@@ -42,7 +52,7 @@ def stored_state(paths: RunPaths) -> StoredState:
         for unit, curve, terminal in _distinct(paths, "failures", _FAILURE)
         if terminal and unit is not None
     )
-    return StoredState(curves=curves, samples=samples, failures=failures)
+    return StoredState(curves=frozenset(curves), samples=samples, failures=failures)
 
 
 def remaining(plan: Plan, done: StoredState, *, retry_failed: bool = False) -> list[UnitSpec]:
@@ -67,7 +77,7 @@ def remaining(plan: Plan, done: StoredState, *, retry_failed: bool = False) -> l
         correct = done.samples.get(spec.unit_id)
         wanted = frozenset(
             curve.key
-            for curve in spec.curves
+            for curve in spec.work
             if not (correct is False and curve.correct_only)
             and curve.key not in stored.get(spec.unit_id, ())
             and curve.key not in lost

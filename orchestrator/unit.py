@@ -1,5 +1,7 @@
 """One unit's life: which of its curves are missing, what was tried, what it may be blamed for.
 
+A curve here is anything with a key: an intervention or a probe has the same life.
+
 unit:   PENDING -> LEASED -> DONE       every curve stored, or skipped (wrong baseline)
            ^         |   -> FAILED     a curve, or the whole sample, is quarantined
            +--retry--+   -> ABANDONED  its model was given up; a later run takes it up
@@ -54,7 +56,7 @@ class Unit:
         self.state = UnitState.LEASED
         self.leases += 1
         self._waiting.clear()
-        due = [curve.key for curve in self.spec.curves if curve.key in self.missing]
+        due = [work.key for work in self.spec.work if work.key in self.missing]
         # Deaths are blamed on a suspicion: after two of them, what kills has to kill alone.
         self._wanted = frozenset(due[:1] if self.policy.isolates(self._deaths) else due)
         budget = max(1, self.spec.byte_budget >> self.splits)
@@ -82,7 +84,7 @@ class Unit:
         """Skip what a wrong baseline leaves out; blame the worker for what it forgot."""
         self._sample_done = True
         decisions = []
-        for curve in self.spec.curves:
+        for curve in self.spec.work:
             if curve.key not in self.missing - self._waiting:
                 continue
             if curve.correct_only and not correct:
@@ -101,7 +103,7 @@ class Unit:
         suspect = None
         if not self.policy.sample_is_poison(self._silent_deaths):
             due = self.missing & self._wanted - self._waiting
-            suspect = next((curve.key for curve in self.spec.curves if curve.key in due), None)
+            suspect = next((work.key for work in self.spec.work if work.key in due), None)
         stage: Stage = "timeout" if kind is FailureKind.TIMEOUT else "worker"
         failure = _failure(self.spec, suspect, stage, kind.value, message)
         return self.blame(kind, replace(failure, traceback=traceback))

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -52,9 +53,12 @@ def show_plan(plan: "Plan", *, as_json: bool) -> None:
         table.add_row(group.model, group.dataset, group.task, *map(_thousands, row))
     console = Console()
     console.print(table)
+    if any(group.extras for group in plan.groups):
+        console.print("", _extras_table(plan))
     console.print(
         f"\n{counts['jobs']:,} jobs over {counts['samples']:,} samples: {counts['cells']:,} cells, "
-        f"{counts['curves']:,} curves in {counts['units']:,} units",
+        f"{counts['curves']:,} curves in {counts['units']:,} units; "
+        f"{counts['interventions']:,} interventions, {counts['probes']:,} probes",
         f"Plain way: {counts['forward_passes']:,} forward passes, {cost['token_layers_plain']:.3g} "
         "token-layers",
         f"With shared prefixes: {cost['token_layers']:.3g} token-layers, {cost['reuse']:.1f} times "
@@ -63,6 +67,29 @@ def show_plan(plan: "Plan", *, as_json: bool) -> None:
         sep="\n",
         highlight=False,
     )
+
+
+def _extras_table(plan: "Plan") -> Table:
+    """Interventions and probes, on how many samples."""
+    table = _table("model", "data set", "task", "intervention or probe", "layers", "#samples")
+    for group in plan.groups:
+        for extra in group.extras:
+            layers = _layers(extra.spec.layers)
+            row = (group.model, group.dataset, group.task, extra.spec.key, layers)
+            table.add_row(*row, _thousands(len(extra.samples)))
+    return table
+
+
+def _layers(layers: Sequence[int]) -> str:
+    """`0-3 7 9-10`; `-` for none."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    texts = (f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return " ".join(texts) or "-"
 
 
 def _thousands(number: int) -> str:
@@ -97,6 +124,12 @@ def _status_table(now: "RunStatus") -> Table:
         f"{now.samples:,} samples: {now.samples_done:,} done ({now.samples_correct:,} answered "
         f"correctly), {now.samples_failed:,} failed; {now.cells:,} cells; {driver}\n"
     )
+    if now.extras:
+        waiting = now.extras - now.extras_done - now.extras_failed
+        title += (
+            f"{now.extras:,} interventions and probes: {now.extras_done:,} done, "
+            f"{now.extras_failed:,} failed, {waiting:,} waiting\n"
+        )
     table = _table(
         "model", "data set", "task", "#samples", "#right", "#wrong", "#failed", "#to do",
         title=title,

@@ -99,14 +99,14 @@ def check_counts(
 def _rows(task: Task, found: Mapping[tuple[str, str | None], int]) -> Iterator[CountCheck]:
     if task.count is not None:
         yield CountCheck(task=task.name, expected=task.count, found=found[task.name, ""])
-    for parts, within in ((task.directions, 1), (task.orderings, 0)):
+    for parts, rounded in ((task.directions, True), (task.orderings, False)):
         for part, expected in (parts or {}).items():
             yield CountCheck(
                 task=task.name,
                 part=part,
                 expected=expected,
                 found=found[task.name, part],
-                within=within,
+                within=1 if rounded and expected not in (0, task.count) else 0,
             )
 
 

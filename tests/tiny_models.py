@@ -14,7 +14,7 @@ from avflow.datasets.media import decode_sample
 from avflow.datasets.sample import Sample
 from avflow.pathways.catalogue import ALL
 from avflow.workers.models.base import LoadedModel, ModelSpec
-from avflow.workers.protocol import CurveDone, CurveSpec, UnitSpec
+from avflow.workers.protocol import CurveDone, CurveSpec, UnitFailure, UnitSpec
 from avflow.workers.run_unit import run_unit
 
 SPEECH = {
@@ -81,7 +81,8 @@ def numbers(model: LoadedModel, root: Path, sample: Sample, window: int = 3) -> 
     media = decode_sample(root, sample, model.media_spec)
     events = list(run_unit(model, unit, media, 0.0))
     done = {event.curve: event.p_options for event in events if isinstance(event, CurveDone)}
-    assert set(done) == unit.wanted, [event for event in events if event not in done]
+    failed = [event for event in events if isinstance(event, UnitFailure)]
+    assert set(done) == unit.wanted, failed
     return done
 
 

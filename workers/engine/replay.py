@@ -14,7 +14,6 @@ from functools import cached_property
 from itertools import groupby
 
 import torch
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from avflow.pathways.layout import Layout
@@ -25,6 +24,7 @@ from avflow.workers.engine.plan import Batch
 from avflow.workers.engine.reads import Span
 from avflow.workers.engine.rows import Step, steps
 from avflow.workers.models.base import Decoder
+from avflow.workers.models.placement import device_of
 
 _TRUNK = 0  # its place among the states; row i's is i + 1
 _ALL = slice(None)
@@ -196,14 +196,13 @@ class _Walk:
     def _keys_and_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Of a piece's input [P, m, D], by the layer's own projections; its MLP is not asked."""
         record = Record()
-        with align_module_device(layer):  # hooks of a model on several devices sit on the layer
-            device = next(layer.parameters()).device
-            layer.self_attn(  # type: ignore[operator]
-                hidden_states=layer.input_layernorm(hidden.to(device)),  # type: ignore[operator]
-                attention_mask=None,
-                position_embeddings=tuple(t.to(device) for t in self._rotary(self.suffix)),
-                replayed=record,
-            )
+        device = device_of(layer)  # hooks of a model on several devices may sit on the layer alone
+        layer.self_attn(  # type: ignore[operator]
+            hidden_states=layer.input_layernorm(hidden.to(device)),  # type: ignore[operator]
+            attention_mask=None,
+            position_embeddings=tuple(t.to(device) for t in self._rotary(self.suffix)),
+            replayed=record,
+        )
         return record.held[0]
 
     def _rotary(self, spans: tuple[Span, ...]) -> tuple[Tensor, Tensor]:

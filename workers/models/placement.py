@@ -50,3 +50,10 @@ def refuse_too_large(spec: ModelSpec, info: ModelInfo, free: Sequence[int]) -> N
             f"on {len(free)} GPU(s) are {sum(free) / 2**30:.1f} GiB; raise gpus_per_model, or use "
             "larger GPUs"
         )
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a part of a model computes: its weights may lie elsewhere (offloaded) meanwhile."""
+    hook = getattr(module, "_hf_hook", None)
+    execution = getattr(hook, "execution_device", None)
+    return next(module.parameters()).device if execution is None else torch.device(execution)

@@ -1,6 +1,6 @@
 """Qwen2.5-Omni: a sample and its decoded media to the processor's output and a layout."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ def prompt_maker(
     )
 
 
-def _chat(processor: Any, system_prompt: str, content: list[dict[str, str]]) -> str:
+def _chat(processor: Any, system_prompt: str, content: Sequence[Mapping[str, str]]) -> str:
     """The chat template's text up to where the answer begins."""
     messages = [
         {"role": "system", "content": [{"type": "text", "text": system_prompt}]},

@@ -51,7 +51,7 @@ def resolve(unit: UnitSpec, layout: Layout, n_layers: int) -> tuple[list[Curve],
 
 def check_wanted(unit: UnitSpec) -> None:
     """Raises ValueError for a wanted curve that is not the unit's, or a key that is there twice."""
-    keys = [curve.key for curve in unit.curves]
+    keys = [work.key for work in unit.work]
     unknown = unit.wanted.difference(keys)
     if unknown or len(set(keys)) < len(keys):
         raise ValueError(

@@ -4,19 +4,21 @@ Each is handed back whole, or as a failure of its own; the others go on. Letters
 the last prompt position, generation-free, as for the curves.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from avflow.datasets.sample import LETTERS
 from avflow.pathways.groups import group_positions
-from avflow.pathways.layout import Layout, Positions
-from avflow.pathways.pathway import blocked_segments
+from avflow.pathways.layout import Layout, LayoutError, Positions
+from avflow.pathways.pathway import blocked_segments, first_target
+from avflow.workers.batches import BatchRunner, Outcome
 from avflow.workers.engine.discard import Prefill, timed_prefill
+from avflow.workers.engine.memory import Shapes
+from avflow.workers.engine.plan import Batch, compose_batches
 from avflow.workers.engine.probes import ProbeRow, run_probes
+from avflow.workers.engine.rows import Knockout
 from avflow.workers.failing import failure, ruins_worker
 from avflow.workers.meter import Meter
 from avflow.workers.models.base import Embedded, LoadedModel, Prepared
@@ -30,119 +32,150 @@ from avflow.workers.protocol import (
     UnitSpec,
 )
 
-Masked = Callable[[NDArray[np.bool_], Sequence[int]], Tensor]
-"""(blocked [S, S] as of `blocked_segments`, ascending layers) -> probabilities [V] at the last
-position with these edges closed at these layers."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Masks:
+    """What each wanted mask will run: its batch, of one row; None where it closes no edge; or why
+    it can't be run: above all, where the prompt lacks a group."""
+
+    batches: Mapping[str, Batch | ValueError | None]
+
+    @property
+    def checkpoints(self) -> set[tuple[int, int]]:
+        """(layer, start) of every batch's beginning."""
+        batches = [batch for batch in self.batches.values() if isinstance(batch, Batch)]
+        return {(batch.first_layer, batch.start) for batch in batches}
 
 
-def run_extras(
-    *,
-    model: LoadedModel,
-    unit: UnitSpec,
-    prepared: Prepared,
-    embedded: Embedded,
-    baseline_token: int,
-    masked: Masked,
-    meter: Meter,
-) -> Iterator[InterventionDone | ProbeDone | UnitFailure]:
-    """Yield each wanted extra once, done or failed. `masked` is the engine's.
+def plan_masks(unit: UnitSpec, layout: Layout, shapes: Shapes) -> Masks:
+    """Before the baseline, which keeps their checkpoints. A mask's row runs alone: its numbers
+    follow from nothing else in the unit."""
+    wanted = [spec for spec in unit.extras if spec.key in unit.wanted]
+    found: dict[str, Batch | ValueError | None] = {}
+    for spec in wanted:
+        if isinstance(spec, MaskSpec):
+            try:
+                found[spec.key] = _batch(spec, layout, shapes, unit.byte_budget)
+            except ValueError as error:  # LayoutError, or layers that the model lacks
+                found[spec.key] = error
+    return Masks(batches=found)
 
-    One with `correct_only` is left out where the baseline's token is not the answer's letter.
-    """
-    reader = _Reader(unit=unit, prepared=prepared, base_token=baseline_token)
-    probes: list[ProbeSpec] = []
-    for spec in unit.extras:
-        if spec.key not in unit.wanted or (spec.correct_only and not reader.correct_base):
-            continue
-        if isinstance(spec, ProbeSpec):
-            probes.append(spec)
-            continue
-        try:
-            with meter.timed("replay" if isinstance(spec, MaskSpec) else "discard"):
-                if isinstance(spec, MaskSpec):
-                    done = _mask(spec, prepared.layout, masked, reader)
-                else:
-                    done = _discard(spec, model, prepared.layout, embedded, reader)
-        except Exception as error:  # costs this intervention; the others go on
-            if ruins_worker(error):
-                raise
-            yield failure(unit.unit_id, spec.key, meter.stage, error)
-        else:
-            yield done
-    if probes:
-        with meter.timed("probe"):
-            found = _look(probes, model, prepared.layout, embedded)
-        for key, rows in found.items():
-            if isinstance(rows, Exception):
-                yield failure(unit.unit_id, key, "probe", rows)
-            else:
-                yield _probe_done(unit.unit_id, key, rows)
+
+def _batch(spec: MaskSpec, layout: Layout, shapes: Shapes, byte_budget: int) -> Batch | None:
+    if spec.layers[-1] >= shapes.n_layers:
+        raise ValueError(f"layers {spec.layers} don't fit a model of {shapes.n_layers}")
+    closed = [blocked_segments(layout, pathway, spec.option_span) for pathway in spec.pathways]
+    blocked = np.logical_or.reduce(closed)
+    start = first_target(layout, blocked)
+    knockout = Knockout(blocked=blocked, start=start, layer_sets=(spec.layers,))
+    batches = compose_batches(layout, [knockout], shapes, byte_budget)
+    # Nothing is compared with the trunk, so it need not go on to the last layer.
+    return replace(batches[0], control=False) if batches else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Reader:
-    """Turns probabilities into answers."""
+class Extras:
+    """A unit past its baseline, `base` that pass's own outcome."""
 
+    model: LoadedModel
     unit: UnitSpec
     prepared: Prepared
-    base_token: int
+    embedded: Embedded
+    masks: Masks
+    runner: BatchRunner
+    base: Outcome
+
+    def run(self, meter: Meter) -> Iterator[InterventionDone | ProbeDone | UnitFailure]:
+        """Yield each wanted extra once, done or failed.
+
+        One with `correct_only` is left out where the baseline's token is not the answer's letter.
+        """
+        probes: list[ProbeSpec] = []
+        for spec in self.unit.extras:
+            if spec.key not in self.unit.wanted or (spec.correct_only and not self._correct_base):
+                continue
+            match spec:
+                case ProbeSpec():
+                    probes.append(spec)
+                case MaskSpec() | DiscardSpec():
+                    yield self._intervene(spec, meter)
+        if probes:
+            yield from self._look(probes, meter)
 
     @property
-    def answer_token(self) -> int:
+    def _answer_token(self) -> int:
         return self.prepared.option_tokens[self.prepared.layout.answer]
 
     @property
-    def correct_base(self) -> bool:
-        return self.base_token == self.answer_token
+    def _correct_base(self) -> bool:
+        return int(self.base.token[0]) == self._answer_token
 
-    def read(
-        self, spec: MaskSpec | DiscardSpec, probabilities: Tensor, prefill: Prefill | None = None
+    def _intervene(
+        self, spec: MaskSpec | DiscardSpec, meter: Meter
+    ) -> InterventionDone | UnitFailure:
+        try:
+            if isinstance(spec, MaskSpec):
+                with meter.timed("replay"):
+                    return self._mask(spec)
+            with meter.timed("discard"):
+                return self._discard(spec)
+        except Exception as error:  # costs this intervention; the others go on
+            if ruins_worker(error):
+                raise
+            stage = "prepare" if isinstance(error, LayoutError) else meter.stage
+            return failure(self.unit.unit_id, spec.key, stage, error)
+
+    def _mask(self, spec: MaskSpec) -> InterventionDone:
+        batch = self.masks.batches[spec.key]
+        if isinstance(batch, ValueError):
+            raise batch
+        outcome = self.base if batch is None else self.runner.run(batch)[[1]]
+        return self._done(spec, outcome)
+
+    def _discard(self, spec: DiscardSpec) -> InterventionDone:
+        layout = self.prepared.layout
+        drops: dict[int, Positions] = {
+            step.after_layer: np.concatenate(
+                [group_positions(layout, group, spec.option_span) for group in step.groups]
+            )
+            for step in spec.steps
+        }
+        prefill = timed_prefill(self.model.decoder, self.embedded, drops)
+        return self._done(spec, self.runner.reader.read(prefill.probabilities[None]), prefill)
+
+    def _done(
+        self, spec: MaskSpec | DiscardSpec, outcome: Outcome, prefill: Prefill | None = None
     ) -> InterventionDone:
-        options = self.prepared.option_tokens
-        letters = dict(zip(options, LETTERS, strict=False))
-        token = int(probabilities.argmax())
+        letters = dict(zip(self.prepared.option_tokens, LETTERS, strict=False))
+        token = int(outcome.token[0])
         return InterventionDone(
             unit_id=self.unit.unit_id,
             curve=spec.key,
             layers=spec.layers,
-            p=float(probabilities[self.base_token].double()),
-            p_options=probabilities[list(options)].double().cpu().numpy(),
+            p=float(outcome.p_base_token[0]),
+            p_options=outcome.p_options[0],
             token=token,
             predicted=letters.get(token),
-            correct=token == self.answer_token,
-            correct_base=self.correct_base,
+            correct=token == self._answer_token,
+            correct_base=self._correct_base,
             token_layers=None if prefill is None else prefill.token_layers,
             prefill_s=None if prefill is None else prefill.seconds,
         )
 
-
-def _mask(spec: MaskSpec, layout: Layout, masked: Masked, reader: _Reader) -> InterventionDone:
-    closed = [blocked_segments(layout, pathway, spec.option_span) for pathway in spec.pathways]
-    return reader.read(spec, masked(np.logical_or.reduce(closed), spec.layers))
-
-
-def _discard(
-    spec: DiscardSpec, model: LoadedModel, layout: Layout, embedded: Embedded, reader: _Reader
-) -> InterventionDone:
-    drops: dict[int, Positions] = {
-        step.after_layer: np.concatenate(
-            [group_positions(layout, group, spec.option_span) for group in step.groups]
-        )
-        for step in spec.steps
-    }
-    prefill = timed_prefill(model.decoder, embedded, drops)
-    return reader.read(spec, prefill.probabilities, prefill)
-
-
-def _look(
-    specs: Sequence[ProbeSpec], model: LoadedModel, layout: Layout, embedded: Embedded
-) -> Mapping[str, list[ProbeRow] | Exception]:
-    try:
-        return run_probes(model.decoder, embedded, layout, specs)
-    except Exception as error:  # the walk that they share
-        if ruins_worker(error):
-            raise
-        return {spec.key: error for spec in specs}
+    def _look(self, specs: Sequence[ProbeSpec], meter: Meter) -> Iterator[ProbeDone | UnitFailure]:
+        found: Mapping[str, list[ProbeRow] | Exception]
+        try:
+            with meter.timed("probe"):
+                found = run_probes(self.model.decoder, self.embedded, self.prepared.layout, specs)
+        except Exception as error:  # the walk that they share
+            if ruins_worker(error):
+                raise
+            found = {spec.key: error for spec in specs}
+        for key, rows in found.items():
+            if isinstance(rows, Exception):
+                yield failure(self.unit.unit_id, key, "probe", rows)
+            else:
+                yield _probe_done(self.unit.unit_id, key, rows)
 
 
 def _probe_done(unit_id: str, key: str, rows: Sequence[ProbeRow]) -> ProbeDone:

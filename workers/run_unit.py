@@ -1,6 +1,7 @@
 """One sample's whole work on a loaded model, as a stream of events.
 
-    prepare -> encode -> prefill -> (batch of rows -> CurveDone ...) ... -> SampleDone
+    prepare -> encode -> prefill -> (batch of rows -> CurveDone ...) ...
+            -> InterventionDone ... -> ProbeDone ... -> SampleDone
 
 A failure is yielded as data (UnitFailure) and the rest goes on; only what ruins the worker itself
 (host memory gone, a broken CUDA context) is raised. The same unit gives the same numbers whatever
@@ -25,6 +26,7 @@ from avflow.workers.engine.baseline import Baseline, run_baseline
 from avflow.workers.engine.cost import knockout_floor, prefill_floor
 from avflow.workers.engine.memory import Shapes, shapes_of
 from avflow.workers.engine.plan import Batch, compose_batches
+from avflow.workers.extras import Extras, plan_masks
 from avflow.workers.failing import failure, ruins_worker
 from avflow.workers.meter import Meter
 from avflow.workers.models.base import Embedded, LoadedModel, Prepared
@@ -34,7 +36,8 @@ from avflow.workers.protocol import CurveDone, Event, SampleDone, UnitFailure, U
 def run_unit(
     model: LoadedModel, unit: UnitSpec, media: Sequence[DecodedMedia], decode_s: float
 ) -> Iterator[Event]:
-    """Yield a CurveDone for each wanted curve as soon as it is complete, then one SampleDone.
+    """Yield a CurveDone for each wanted curve as soon as it is complete, what is wanted of the
+    interventions and probes after them, then one SampleDone.
 
     `media` in the order of `unit.sample.media`, decoded in `decode_s` seconds. A curve that fails
     yields a UnitFailure of its own; a sample that fails before its curves yields one with
@@ -50,7 +53,9 @@ def run_unit(
             embedded = model.embed(prepared, model.encode(prepared))
         with meter.timed("prefill"):
             planned = _plan(model, unit, prepared, embedded, curves)
-            baseline = run_baseline(model.decoder, embedded, planned.checkpoints)
+            masks = plan_masks(unit, prepared.layout, planned.shapes)
+            checkpoints = planned.checkpoints | masks.checkpoints
+            baseline = run_baseline(model.decoder, embedded, checkpoints)
     except Exception as error:  # a bad sample is data for the coordinator's policy, whatever it is
         if ruins_worker(error):
             raise
@@ -59,7 +64,17 @@ def run_unit(
     work = _Work(model, unit, prepared, baseline, planned)
     yield from (event for event in lost if event.curve in unit.wanted)
     yield from work.curves(meter)
-    notes = media_notes(unit.sample, media)
+    extras = Extras(
+        model=model,
+        unit=unit,
+        prepared=prepared,
+        embedded=embedded,
+        masks=masks,
+        runner=work.runner,
+        base=work.base,
+    )
+    yield from extras.run(meter)
+    notes = (*media_notes(unit.sample, media), *prepared.notes)
     yield replace(work.sample_done(meter, decode_s), media_notes=notes)
 
 

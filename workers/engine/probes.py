@@ -62,8 +62,15 @@ def run_probes(
 
     Raises what the walk itself raises, and what ruins the worker.
     """
+    n_layers = len(decoder.layers)
     probes = {spec.key: _Guarded(spec, _PROBES[spec.name](spec, layout)) for spec in specs}
-    _walk(decoder, embedded, list(probes.values()))
+    for guarded in probes.values():
+        if any(not 0 <= layer < n_layers for layer in guarded.spec.layers):
+            layers = guarded.spec.layers
+            guarded.error = ValueError(f"layers {layers} don't fit a model of {n_layers}")
+    sound = [guarded for guarded in probes.values() if guarded.error is None]
+    if sound:
+        _walk(decoder, embedded, sound)
     return {key: guarded.error or guarded.probe.rows for key, guarded in probes.items()}
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from avflow.orchestrator import cli_datasets
 from avflow.orchestrator.errors import AvflowError, ExitStatus
 
 if TYPE_CHECKING:
@@ -231,12 +232,7 @@ def models() -> None:
     views.show_models()
 
 
-@app.command()
-def datasets() -> None:
-    """The data sets that can be read, and their tasks."""
-    from avflow.orchestrator import views
-
-    views.show_datasets()
+app.add_typer(cli_datasets.app, name="datasets")
 
 
 @app.command()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WATCH_EVERY_S = 5.0
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def plain_table(*columns: str, title: str | None = None) -> Table:
     """A plain table; columns whose name starts with `#` hold numbers."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in columns:
@@ -45,7 +45,7 @@ def show_plan(plan: "Plan", *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(counts | cost))
         return
-    table = _table("model", "data set", "task", "#samples", "#pathways", "#jobs", "#cells")
+    table = plain_table("model", "data set", "task", "#samples", "#pathways", "#jobs", "#cells")
     for group in plan.groups:
         jobs = sum(len(curve.job_ids) for curve in group.curves)
         names = {curve.spec.pathway.name for curve in group.curves}
@@ -71,7 +71,7 @@ def show_plan(plan: "Plan", *, as_json: bool) -> None:
 
 def _extras_table(plan: "Plan") -> Table:
     """Interventions and probes, on how many samples."""
-    table = _table("model", "data set", "task", "intervention or probe", "layers", "#samples")
+    table = plain_table("model", "data set", "task", "intervention or probe", "layers", "#samples")
     for group in plan.groups:
         for extra in group.extras:
             layers = _layers(extra.spec.layers)
@@ -130,7 +130,7 @@ def _status_table(now: "RunStatus") -> Table:
             f"{now.extras:,} interventions and probes: {now.extras_done:,} done, "
             f"{now.extras_failed:,} failed, {waiting:,} waiting\n"
         )
-    table = _table(
+    table = plain_table(
         "model", "data set", "task", "#samples", "#right", "#wrong", "#failed", "#to do",
         title=title,
     )  # fmt: skip
@@ -152,7 +152,7 @@ def show_failures(run: Path, *, as_json: bool) -> None:
     if frame.is_empty():
         Console().print("Nothing has failed.")
         return
-    table = _table("sample", "curve", "stage", "error", "message")
+    table = plain_table("sample", "curve", "stage", "error", "message")
     for row in frame.iter_rows(named=True):
         table.add_row(
             row["unit_id"] or f"{row['model']} (whole model)",
@@ -186,7 +186,7 @@ def show_models() -> None:
     """Families, and the checkpoint that comes with avflow."""
     from avflow.workers.models import FAMILIES
 
-    table = _table("family", "what it loads")
+    table = plain_table("family", "what it loads")
     for name, family in FAMILIES.items():
         table.add_row(name, family.about)
     Console().print(table)
@@ -196,7 +196,7 @@ def show_datasets() -> None:
     """Readers and their tasks."""
     from avflow.orchestrator.data import about_tasks, readers
 
-    table = _table("reader", "task", "kind of prompt", "what it asks")
+    table = plain_table("reader", "task", "kind of prompt", "what it asks")
     for reader in readers():
         for task in about_tasks(reader):
             table.add_row(reader, task.name, task.layout, task.about)
@@ -207,7 +207,7 @@ def show_pathways() -> None:
     """The paper's pathways."""
     from avflow.pathways.catalogue import ALL
 
-    table = _table("name", "as figures print it", "kind of prompt", "in")
+    table = plain_table("name", "as figures print it", "kind of prompt", "in")
     for pathway in ALL:
         table.add_row(pathway.name, pathway.label, pathway.layout, ", ".join(pathway.figures))
     Console().print(table)

@@ -83,7 +83,7 @@ def _media_in_cells(path: Path) -> bool:
 
 def _task(row: Row) -> str:
     """From the type's id, or the question's: 7_12 is the 12th question of task 7."""
-    text = str(row.get(TASK_COLUMN) or "")
+    text = str(row.get(TASK_COLUMN) or "").strip()
     field = TASK_COLUMN
     if not text:
         field, text = "question_id", str(row["question_id"])

@@ -33,6 +33,8 @@ from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.identity import digest
 from avflow.orchestrator.paths import cache_folder
 
+MOST_WARNINGS = 5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedDataset:
@@ -50,9 +52,11 @@ class LoadedDataset:
     checks: tuple[CountCheck, ...] = ()
 
     def warnings(self) -> list[str]:
-        """What is not as it should be, a line each."""
+        """What is not as it should be, a line each; of many rows left out, the first."""
         counts = [str(check) for check in self.checks if not check.good]
-        return counts + [f"left out: {left_out}" for left_out in self.left_out]
+        rows = [f"left out: {row}" for row in self.left_out[:MOST_WARNINGS]]
+        more = len(self.left_out) - len(rows)
+        return [*counts, *rows, *([f"left out: {more} questions more"] if more else [])]
 
 
 def load_samples(config: DatasetConfig) -> LoadedDataset:
@@ -65,8 +69,12 @@ def load_samples(config: DatasetConfig) -> LoadedDataset:
     except AnnotationError as error:
         raise ConfigError(f"data set {config.name}: {error}") from error
     samples = tuple(replace(s, dataset=config.name) for s in read if isinstance(s, Sample))
+    left_out = tuple(row for row in read if isinstance(row, LeftOut))
     if not samples:
-        raise ConfigError(f"data set {config.name}: {root} holds no question of those selected")
+        why = f"; {len(left_out)} can't be asked, the first: {left_out[0]}" if left_out else ""
+        raise ConfigError(
+            f"data set {config.name}: {root} holds no question of those selected{why}"
+        )
     doubles = len(samples) - len({sample.sample_id for sample in samples})
     if doubles:
         raise ConfigError(f"data set {config.name}: {doubles} sample ids are there twice")
@@ -74,7 +82,7 @@ def load_samples(config: DatasetConfig) -> LoadedDataset:
         root=root,
         samples=samples,
         fingerprint=fingerprint(samples),
-        left_out=tuple(row for row in read if isinstance(row, LeftOut)),
+        left_out=left_out,
         checks=_checks(config, samples),
     )
 

@@ -189,7 +189,8 @@ def odyssey_rows(counts: Mapping[str, int], *, orderings: Sequence[str] | None =
     """So many questions a task, in the paper's directions and orderings, or in these by turns."""
     rows: list[Row] = []
     for task, count in counts.items():
-        directions = _spread(AV_ODYSSEY.task(task).directions or {}, count)
+        step = 1 if orderings is None else len(orderings)
+        directions = _spread(AV_ODYSSEY.task(task).directions or {}, count, step)
         labels = (
             _spread(AV_ODYSSEY.task(task).orderings or {CQR: count}, count)
             if orderings is None
@@ -200,12 +201,12 @@ def odyssey_rows(counts: Mapping[str, int], *, orderings: Sequence[str] | None =
     return rows
 
 
-def _spread(parts: Mapping[str, int], count: int) -> Iterator[str]:
+def _spread(parts: Mapping[str, int], count: int, step: int = 1) -> Iterator[str]:
     if sum(parts.values()) == count:
         yield from (part for part, n in parts.items() for _ in range(n))
     else:
         present = [part for part, n in parts.items() if n]
-        yield from (present[number % len(present)] for number in range(count))
+        yield from (present[number // step % len(present)] for number in range(count))
 
 
 def _odyssey_row(task: str, number: int, direction: str, ordering: str) -> Row:

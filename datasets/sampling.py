@@ -17,7 +17,8 @@ def spread_indices(n_source: int, duration: float, spec: MediaSpec) -> NDArray[n
     `fps` frames a second of `duration` (s), rounded to even, within `min_frames` and `max_frames`;
     fewer where the video has fewer. Not a multiple of the temporal patch.
     """
-    count = min(max(round(duration * spec.fps), spec.min_frames), spec.max_frames)
+    wanted = round(duration / (1 / spec.fps))  # as the authors divide: halves fall the same way
+    count = min(max(wanted, spec.min_frames), spec.max_frames)
     return np.unique(np.linspace(0, n_source - 1, count, dtype=np.int64))
 
 

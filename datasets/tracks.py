@@ -1,6 +1,7 @@
 """Gathers what one pass over a file decodes: frames at asked-for times, and one mono wave."""
 
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -85,7 +86,8 @@ class FramePicker:
 def _frame_array(frame: av.VideoFrame, spec: MediaSpec, max_pixels: float) -> NDArray[np.uint8]:
     """One frame as [3, H, W], upright, within the pixel budget."""
     if spec.resize == "antialias":
-        rgb = _antialiased(frame.to_ndarray(format="rgb24"), max_pixels, spec.patch_multiple)
+        height, width = fit_antialiased(frame.height, frame.width, max_pixels, spec.patch_multiple)
+        rgb = _antialiased(frame, height, width)
     else:
         height, width = fit(frame.height, frame.width, max_pixels, spec.patch_multiple)
         rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
@@ -93,9 +95,9 @@ def _frame_array(frame: av.VideoFrame, spec: MediaSpec, max_pixels: float) -> ND
     return np.ascontiguousarray(np.rot90(rgb, turns).transpose(2, 0, 1))
 
 
-def _antialiased(rgb: NDArray[np.uint8], max_pixels: float, multiple: int) -> NDArray[np.uint8]:
-    height, width = fit_antialiased(rgb.shape[0], rgb.shape[1], max_pixels, multiple)
-    if (height, width) == rgb.shape[:2]:
+def _antialiased(frame: av.VideoFrame, height: int, width: int) -> NDArray[Any]:
+    rgb: NDArray[Any] = frame.to_ndarray(format="rgb24")
+    if (height, width) == (frame.height, frame.width):
         return rgb
     picture = Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(picture, dtype=np.uint8)

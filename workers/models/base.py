@@ -18,7 +18,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 
 # Of a prompt's tensors those that speak of its texts; all others are the media's.
-TEXT_TENSORS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids"})
+TEXT_TENSORS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids", "position_ids"})
 
 
 class UnsupportedModelError(ValueError):
@@ -88,7 +88,8 @@ class Prepared:
 
     `tensors` are the processor's own outputs by name (TEXT_TENSORS, and what the encoders take);
     `option_tokens` the vocabulary id of each option letter as the model would generate it first;
-    `prompt` the expanded text and `offsets` int64 [N, 2] each token's characters in it.
+    `prompt` the expanded text and `offsets` int64 [N, 2] each token's characters in it; `notes`
+    say what was changed in the media.
     """
 
     sample: Sample
@@ -97,6 +98,7 @@ class Prepared:
     option_tokens: tuple[int, ...]
     prompt: str
     offsets: Tensor
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

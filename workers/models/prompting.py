@@ -164,12 +164,15 @@ def layout_of(
     offsets: Sequence[Span],
     media_labels: Mapping[int, Sequence[Label]],
     markers: Sequence[bool],
+    *,
+    audio_with_padding: bool = True,
 ) -> Layout:
     """The layout of N tokens with these character `offsets`.
 
     `media_labels`: by number of a media part, the label of each of its tokens. `markers` [N]: the
-    tokens that open and close media, which belong to the template. Raises LayoutError when a part
-    lost its tokens or an option's letter is not a token by itself.
+    tokens that open and close media, which belong to the template. `audio_with_padding` as in
+    `Layout`. Raises LayoutError when a part lost its tokens or an option's letter is not a token
+    by itself.
     """
     sample = prompt.sample
     owner = owners(prompt, offsets)
@@ -192,6 +195,7 @@ def layout_of(
         segments=_segments(labels),
         answer=sample.answer,
         correct_candidate=sample.correct_candidate,
+        audio_with_padding=audio_with_padding,
     )
 
 

@@ -80,6 +80,8 @@ def fetch(name: str, folder: Path, *, revision: str, say: Callable[[str], None])
     if name not in SOURCES:
         raise ConfigError(f"{name!r} can't be fetched; known: {', '.join(SOURCES)}")
     source = SOURCES[name]
+    if (held := _offline(source, folder, revision)) is not None:
+        return held
     commit, files = _wanted(source, folder, revision)
     sizes = {file.filename: file.file_size or 0 for file in files}
     missing = sum(sizes[file.filename] for file in files if file.will_download)
@@ -108,8 +110,6 @@ def _wanted(source: Source, folder: Path, revision: str) -> tuple[str, "list[Dry
             allow_patterns=list(source.files),
             dry_run=True,
         )
-    except errors.OfflineModeIsEnabled:
-        return _offline(source, folder, revision), []
     except errors.RevisionNotFoundError:
         raise ConfigError(f"{source.repository} has no revision {revision!r}") from None
     except errors.RepositoryNotFoundError:  # a gated one, too
@@ -134,8 +134,12 @@ def _wanted(source: Source, folder: Path, revision: str) -> tuple[str, "list[Dry
     return commit, files
 
 
-def _offline(source: Source, folder: Path, revision: str) -> str:
-    """The commit that lies in the folder, whole. Raises ConfigError if none does."""
+def _offline(source: Source, folder: Path, revision: str) -> Fetched | None:
+    """None when the hub may be asked; else what lies in the folder, whole, or a ConfigError."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if not HF_HUB_OFFLINE:
+        return None
     record = folder / RECORD
     if record.is_file():
         held = Fetched(**json.loads(record.read_text()))
@@ -144,7 +148,7 @@ def _offline(source: Source, folder: Path, revision: str) -> str:
             for name, size in held.files.items()
         )
         if whole and (held.repository, held.revision) == (source.repository, revision):
-            return held.commit
+            return held
     raise ConfigError(
         f"HF_HUB_OFFLINE is set, and {folder} does not hold all of {source.repository} at "
         f"{revision}; fetch it on a machine with internet and copy the folder"

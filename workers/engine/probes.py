@@ -17,7 +17,7 @@ queries of a piece, W bin width, B bins.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -158,7 +158,7 @@ def _attend(
     *,
     scaling: float,
     taps: _Taps,
-    **interface: object,  # dropout, position_ids, …: what transformers passes to every function
+    **interface: Any,  # dropout, position_ids, …: what transformers passes to every function
 ) -> tuple[Tensor, None]:
     taps(query, key, scaling)
     mixed, _ = sdpa_attention_forward(

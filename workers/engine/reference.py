@@ -110,15 +110,22 @@ def knocked_out(
 ) -> Iterator[range]:
     """Within, the window's attention modules get a dense mask instead of their own. Yields the
     window: `window // 2` layers below the centre, as many layers in all as there is room for."""
-    layers = _text_model(hf_model).layers
     first = center_layer - window // 2
-    masked = range(max(first, 0), min(first + window, len(layers)))
+    masked = range(max(first, 0), min(first + window, len(_text_model(hf_model).layers)))
+    with knocked_out_at(hf_model, edges, masked):
+        yield masked
+
+
+@contextmanager
+def knocked_out_at(hf_model: nn.Module, edges: Edges, masked: Sequence[int]) -> Iterator[None]:
+    """Within, the attention modules of any set of layers get a dense mask instead of their own."""
+    layers = _text_model(hf_model).layers
     with ExitStack() as hooks:
         for index in masked:
             attention = layers[index].self_attn
             handle = attention.register_forward_pre_hook(_mask_hook(edges), with_kwargs=True)
             hooks.callback(handle.remove)
-        yield masked
+        yield
 
 
 def _mask_hook(edges: Edges) -> Any:

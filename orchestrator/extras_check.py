@@ -54,13 +54,13 @@ def check_layers(config: SweepConfig, models: Mapping[str, ModelInfo]) -> Iterat
             for number, discard in enumerate(intervention.discards):
                 for step, one in enumerate(discard.steps):
                     if one.after_layer >= top:
-                        field = ("interventions", at, "discards", number, "steps", step)
-                        yield (
-                            (*field, "after_layer"),
+                        steps = ("interventions", at, "discards", number, "steps")
+                        text = (
                             f"nothing can be discarded after layer {one.after_layer} of model "
                             f"{model!r}: its layers are 0 to {top}, and after the last one only "
-                            "the answer is read",
+                            "the answer is read"
                         )
+                        yield (*steps, step, "after_layer"), text
     for at, probe in enumerate(config.probes):
         for model in _chosen(probe.models, config):
             layers = () if probe.layers == "all" else probe.layers

@@ -24,6 +24,7 @@ from avflow.workers.meter import Meter
 from avflow.workers.models.base import Embedded, LoadedModel, Prepared
 from avflow.workers.protocol import (
     DiscardSpec,
+    ExtraSpec,
     InterventionDone,
     MaskSpec,
     ProbeDone,
@@ -35,10 +36,11 @@ from avflow.workers.protocol import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Masks:
-    """What each wanted mask will run: its batch, of one row; None where it closes no edge; or why
-    it can't be run: above all, where the prompt lacks a group."""
+    """What each wanted mask will run, by its key: its batch, of one row; None where it closes no
+    edge; or why it can't be run: above all, where the prompt lacks a group."""
 
     batches: Mapping[str, Batch | ValueError | None]
+    knockouts: Mapping[str, Knockout]
 
     @property
     def checkpoints(self) -> set[tuple[int, int]]:
@@ -51,26 +53,28 @@ def plan_masks(unit: UnitSpec, layout: Layout, shapes: Shapes) -> Masks:
     """Before the baseline, which keeps their checkpoints. A mask's row runs alone: its numbers
     follow from nothing else in the unit."""
     wanted = [spec for spec in unit.extras if spec.key in unit.wanted]
-    found: dict[str, Batch | ValueError | None] = {}
+    batches: dict[str, Batch | ValueError | None] = {}
+    knockouts: dict[str, Knockout] = {}
     for spec in wanted:
         if isinstance(spec, MaskSpec):
             try:
-                found[spec.key] = _batch(spec, layout, shapes, unit.byte_budget)
+                knockouts[spec.key] = _knockout(spec, layout, shapes)
             except ValueError as error:  # LayoutError, or layers that the model lacks
-                found[spec.key] = error
-    return Masks(batches=found)
+                batches[spec.key] = error
+                continue
+            found = compose_batches(layout, [knockouts[spec.key]], shapes, unit.byte_budget)
+            # Nothing is compared with the trunk, so it need not go on to the last layer.
+            batches[spec.key] = replace(found[0], control=False) if found else None
+    return Masks(batches=batches, knockouts=knockouts)
 
 
-def _batch(spec: MaskSpec, layout: Layout, shapes: Shapes, byte_budget: int) -> Batch | None:
+def _knockout(spec: MaskSpec, layout: Layout, shapes: Shapes) -> Knockout:
     if spec.layers[-1] >= shapes.n_layers:
         raise ValueError(f"layers {spec.layers} don't fit a model of {shapes.n_layers}")
     closed = [blocked_segments(layout, pathway, spec.option_span) for pathway in spec.pathways]
     blocked = np.logical_or.reduce(closed)
     start = first_target(layout, blocked)
-    knockout = Knockout(blocked=blocked, start=start, layer_sets=(spec.layers,))
-    batches = compose_batches(layout, [knockout], shapes, byte_budget)
-    # Nothing is compared with the trunk, so it need not go on to the last layer.
-    return replace(batches[0], control=False) if batches else None
+    return Knockout(blocked=blocked, start=start, layer_sets=(spec.layers,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +95,7 @@ class Extras:
         One with `correct_only` is left out where the baseline's token is not the answer's letter.
         """
         probes: list[ProbeSpec] = []
-        for spec in self.unit.extras:
-            if spec.key not in self.unit.wanted or (spec.correct_only and not self._correct_base):
-                continue
+        for spec in self._called_for:
             match spec:
                 case ProbeSpec():
                     probes.append(spec)
@@ -101,6 +103,17 @@ class Extras:
                     yield self._intervene(spec, meter)
         if probes:
             yield from self._look(probes, meter)
+
+    @property
+    def knockouts(self) -> list[Knockout]:
+        """Of the masks that are run."""
+        keys = [spec.key for spec in self._called_for]
+        return [self.masks.knockouts[key] for key in keys if key in self.masks.knockouts]
+
+    @property
+    def _called_for(self) -> list[ExtraSpec]:
+        wanted = [spec for spec in self.unit.extras if spec.key in self.unit.wanted]
+        return [spec for spec in wanted if self._correct_base or not spec.correct_only]
 
     @property
     def _answer_token(self) -> int:

@@ -26,6 +26,7 @@ from avflow.workers.engine.baseline import Baseline, run_baseline
 from avflow.workers.engine.cost import knockout_floor, prefill_floor
 from avflow.workers.engine.memory import Shapes, shapes_of
 from avflow.workers.engine.plan import Batch, compose_batches
+from avflow.workers.engine.rows import Knockout
 from avflow.workers.extras import Extras, plan_masks
 from avflow.workers.failing import failure, ruins_worker
 from avflow.workers.meter import Meter
@@ -75,7 +76,7 @@ def run_unit(
     )
     yield from extras.run(meter)
     notes = (*media_notes(unit.sample, media), *prepared.notes)
-    yield replace(work.sample_done(meter, decode_s), media_notes=notes)
+    yield replace(work.sample_done(meter, decode_s, extras.knockouts), media_notes=notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,11 +201,14 @@ class _Work:
             n_tokens=self.layout.n_tokens,
         )
 
-    def sample_done(self, meter: Meter, decode_s: float) -> SampleDone:
+    def sample_done(
+        self, meter: Meter, decode_s: float, of_masks: Sequence[Knockout]
+    ) -> SampleDone:
         letters = dict(zip(self.option_tokens, LETTERS, strict=False))
         wanted = [curve for curve in self.kept if curve.spec.key in self.unit.wanted]
         floor = prefill_floor(self.shapes)
-        floor += knockout_floor(self.layout, self.shapes, knockouts_of(wanted))
+        knockouts = [*knockouts_of(wanted), *of_masks]
+        floor += knockout_floor(self.layout, self.shapes, knockouts)
         cost = prefill_floor(self.shapes) + self.runner.cost
         return SampleDone(
             unit_id=self.unit.unit_id,

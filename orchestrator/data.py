@@ -1,7 +1,7 @@
 """From a data set's config to its samples, wherever they come from."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import assert_never
@@ -57,6 +57,15 @@ class LoadedDataset:
         rows = [f"left out: {row}" for row in self.left_out[:MOST_WARNINGS]]
         more = len(self.left_out) - len(rows)
         return [*counts, *rows, *([f"left out: {more} questions more"] if more else [])]
+
+
+def all_warnings(datasets: Mapping[str, LoadedDataset]) -> list[str]:
+    """The same of several data sets, by name."""
+    return [
+        f"data set {name}: {warning}"
+        for name, loaded in datasets.items()
+        for warning in loaded.warnings()
+    ]
 
 
 def load_samples(config: DatasetConfig) -> LoadedDataset:

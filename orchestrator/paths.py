@@ -70,6 +70,16 @@ class RunPaths:
         return self.plan / "extras.parquet"
 
     @property
+    def counts(self) -> Path:
+        """The paper's numbers of questions against those of the data."""
+        return self.plan / "counts.parquet"
+
+    @property
+    def left_out(self) -> Path:
+        """Questions that the annotations hold and nobody can be asked, and why."""
+        return self.plan / "left_out.parquet"
+
+    @property
     def logs(self) -> Path:
         """Folder of log files."""
         return self.root / "logs"

@@ -82,9 +82,10 @@ GroupKey = tuple[str, str, str, LayoutKind]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A whole sweep. `config` is resolved: what RUN/sweep.yaml holds."""
+    """A whole sweep. `config` is resolved: what RUN/sweep.yaml holds; `datasets` are as read."""
 
     config: SweepConfig
+    datasets: Mapping[str, LoadedDataset]
     groups: tuple[Group, ...]
     units: tuple[UnitSpec, ...]
     cost: Cost
@@ -180,7 +181,9 @@ def build_plan(
     groups = tuple(_groups(resolved, limited, datasets, models))
     units, cost = _units(resolved, groups, limited, datasets, models)
     by_key = {group.key: {c.spec.key: c for c in group.curves} for group in groups}
-    return Plan(config=resolved, groups=groups, units=units, cost=cost, _by_key=by_key)
+    return Plan(
+        config=resolved, datasets=datasets, groups=groups, units=units, cost=cost, _by_key=by_key
+    )
 
 
 def _limit(samples: Sequence[Sample], limit: int | None) -> list[Sample]:

@@ -49,6 +49,20 @@ _EXTRAS = pa.schema(
         "correct_only": pa.bool_(),
     }
 )
+_COUNTS = pa.schema(
+    {
+        "dataset": pa.string(),
+        "task": pa.string(),
+        "part": pa.string(),
+        "expected": pa.int64(),
+        "found": pa.int64(),
+        "within": pa.int64(),
+        "good": pa.bool_(),
+    }
+)
+_LEFT_OUT = pa.schema(
+    {"dataset": pa.string(), "place": pa.string(), "task": pa.string(), "reason": pa.string()}
+)
 
 
 def plan_tables(paths: RunPaths, plan: Plan) -> Iterator[tuple[Path, pa.Table]]:
@@ -56,6 +70,8 @@ def plan_tables(paths: RunPaths, plan: Plan) -> Iterator[tuple[Path, pa.Table]]:
     yield paths.jobs, pa.Table.from_pylist([asdict(job) for job in plan.jobs()], schema=_JOBS)
     yield paths.units, pa.Table.from_pylist(list(_units(plan)))
     yield paths.curves, pa.Table.from_pylist(list(_curves(plan)), schema=_CURVES)
+    yield paths.counts, pa.Table.from_pylist(list(_counts(plan)), schema=_COUNTS)
+    yield paths.left_out, pa.Table.from_pylist(list(_left_out(plan)), schema=_LEFT_OUT)
     yield paths.extras, pa.Table.from_pylist(list(_extras(plan)), schema=_EXTRAS)
 
 
@@ -109,3 +125,17 @@ def _extras(plan: Plan) -> Iterator[dict[str, object]]:
                 "layers": list(spec.layers),
                 "correct_only": spec.correct_only,
             }
+
+
+def _counts(plan: Plan) -> Iterator[dict[str, object]]:
+    """The paper's tables against the data, row by row."""
+    for name, loaded in plan.datasets.items():
+        for check in loaded.checks:
+            yield {"dataset": name, **asdict(check), "good": check.good}
+
+
+def _left_out(plan: Plan) -> Iterator[dict[str, object]]:
+    """Questions that can't be asked, and why."""
+    for name, loaded in plan.datasets.items():
+        for row in loaded.left_out:
+            yield {"dataset": name, **asdict(row)}

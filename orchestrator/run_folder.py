@@ -19,6 +19,7 @@ from typing import TextIO
 import yaml
 
 from avflow.orchestrator.config import SweepConfig
+from avflow.orchestrator.data import LoadedDataset
 from avflow.orchestrator.errors import ConfigError, IdentityMismatch, RunLocked, StoreError
 from avflow.orchestrator.identity import differences, identity_fields
 from avflow.orchestrator.load import parse
@@ -131,12 +132,24 @@ def record_session(paths: RunPaths, plan: Plan, argv: Sequence[str]) -> None:
         "commit": _commit(),
         "execution": plan.config.execution.model_dump(mode="json"),
         "models": {model.name: [model.path, model.revision] for model in plan.config.models},
+        "datasets": {name: _as_read(loaded) for name, loaded in plan.datasets.items()},
         "counts": asdict(plan.counts()),
     }
     with paths.provenance.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _as_read(loaded: LoadedDataset) -> dict[str, object]:
+    differ = [str(check) for check in loaded.checks if not check.good]
+    return {
+        "root": str(loaded.root),
+        "samples": len(loaded.samples),
+        "left_out": len(loaded.left_out),
+        "counts_checked": len(loaded.checks),
+        "counts_that_differ": differ,
+    }
 
 
 def sessions(paths: RunPaths) -> list[Mapping[str, object]]:

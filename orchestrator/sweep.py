@@ -15,7 +15,7 @@ from pathlib import Path
 
 from avflow.orchestrator.config import SweepConfig
 from avflow.orchestrator.coordinator import Coordinator, Outcome, Patience, Placement
-from avflow.orchestrator.data import load_samples
+from avflow.orchestrator.data import all_warnings, load_samples
 from avflow.orchestrator.errors import ExitStatus, SweepAborted
 from avflow.orchestrator.executors import Executor, LocalExecutor
 from avflow.orchestrator.paths import RunPaths
@@ -85,6 +85,7 @@ def run_sweep(
     with hold(paths), log_file(_log_path(paths)):
         claim(paths, plan)
         record_session(paths, plan, sys.argv)
+        _warn(plan)
         units = _due(plan, stored_state(paths), only_failed=only_failed)
         logger.info("%d of %d samples to run", len(units), len(plan.units))
         tracker = _Tracker(paths, plan.config)
@@ -99,6 +100,13 @@ def run_sweep(
     status = _status(counts, outcome)
     words = _words(paths.root, counts, outcome, time.monotonic() - began)
     return SweepOutcome(exit_status=status, counts=counts, summary="\n".join(words))
+
+
+def _warn(plan: Plan) -> None:
+    """Data that differ from the paper's are run all the same; the run folder says how they do."""
+    for warning in all_warnings(plan.datasets):
+        logger.warning(warning)
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 _NOTHING = Outcome(signal=None, failures=0, given_up={})

@@ -34,7 +34,9 @@ def plain_table(*columns: str, title: str | None = None) -> Table:
 def show_plan(plan: "Plan", *, as_json: bool) -> None:
     """Counts and nominal costs, then a line a (model, data set, task)."""
     from avflow.orchestrator.cost import GPU_FLOPS
+    from avflow.orchestrator.data import all_warnings
 
+    warnings = all_warnings(plan.datasets)
     counts = asdict(plan.counts())
     cost = {
         "token_layers_plain": plan.cost.plain,
@@ -43,7 +45,7 @@ def show_plan(plan: "Plan", *, as_json: bool) -> None:
         "gpu_hours": plan.cost.gpu_hours,
     }
     if as_json:
-        print(json.dumps(counts | cost))
+        print(json.dumps(counts | cost | {"warnings": warnings}))
         return
     table = plain_table("model", "data set", "task", "#samples", "#pathways", "#jobs", "#cells")
     for group in plan.groups:
@@ -64,6 +66,7 @@ def show_plan(plan: "Plan", *, as_json: bool) -> None:
         f"With shared prefixes: {cost['token_layers']:.3g} token-layers, {cost['reuse']:.1f} times "
         "less (nominal prompt lengths, every baseline correct)",
         f"About {cost['gpu_hours']:.2g} GPU-hours at {GPU_FLOPS:.0e} FLOP/s",
+        *(f"warning: {warning}" for warning in warnings),
         sep="\n",
         highlight=False,
     )

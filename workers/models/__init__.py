@@ -6,7 +6,7 @@ To add one: write `workers/models/<family>.py` with a FAMILY, and name it in FAM
 
 import torch
 
-from avflow.workers.models import qwen2_5_omni
+from avflow.workers.models import qwen2_5_omni, video_salmonn2
 from avflow.workers.models.base import (
     Family,
     LoadedModel,
@@ -20,6 +20,7 @@ __all__ = ["FAMILIES", "Family", "describe", "load", "resolve_path"]
 
 FAMILIES: dict[str, Family] = {
     "qwen2_5_omni": qwen2_5_omni.FAMILY,
+    "video_salmonn2": video_salmonn2.FAMILY,
 }
 
 

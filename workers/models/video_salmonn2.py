@@ -33,9 +33,7 @@ from avflow.workers.models.checkpoint import local_folder
 from avflow.workers.models.placement import check_room, device_map
 from avflow.workers.models.video_salmonn2_config import (
     MODEL_TYPES,
-    SAMPLE_RATE,
     describe,
-    media_spec,
 )
 from avflow.workers.models.video_salmonn2_prompt import (
     CLOSING,
@@ -44,10 +42,10 @@ from avflow.workers.models.video_salmonn2_prompt import (
     SOUND,
     PromptMaker,
     prepare,
+    prompt_maker,
 )
 from avflow.workers.models.video_salmonn2_weights import read_weights, refuse_adapter
 
-DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."  # in the authors' code, always
 _ATTENTIONS = ("sdpa", "eager")
 
 
@@ -138,7 +136,7 @@ def load(spec: ModelSpec, devices: Sequence[str]) -> VideoSalmonn:
         tokenizer = _tokenizer(spec, str(folder), config)
         model = _model(spec, folder, config, devices)
     text = model.model.language_model
-    media = media_spec(spec, config)
+    maker = prompt_maker(spec, config, tokenizer)
     return VideoSalmonn(
         spec=spec,
         info=info,
@@ -150,9 +148,9 @@ def load(spec: ModelSpec, devices: Sequence[str]) -> VideoSalmonn:
             config=text.config,
         ),
         hf_model=model,
-        media_spec=media,
+        media_spec=maker.media_spec,
         device=torch.device(devices[0]),
-        maker=_maker(spec, config, tokenizer, media),
+        maker=maker,
     )
 
 
@@ -217,32 +215,6 @@ def _tokenizer(spec: ModelSpec, folder: str, config: dict[str, Any]) -> Any:
             "released with the weights"
         )
     return tokenizer
-
-
-def _maker(
-    spec: ModelSpec, config: dict[str, Any], tokenizer: Any, media: MediaSpec
-) -> PromptMaker:
-    import transformers
-
-    hf: Any = transformers
-    vision = config["vision_config"]
-    return PromptMaker(
-        tokenizer=tokenizer,
-        frames=hf.Qwen2VLVideoProcessor(
-            patch_size=vision["patch_size"], temporal_patch_size=2, merge_size=2
-        ),
-        mel=hf.WhisperFeatureExtractor(
-            feature_size=config["audio_config"]["num_mel_bins"],
-            sampling_rate=SAMPLE_RATE,
-            hop_length=160,
-            chunk_length=30,
-        ),
-        media_spec=media,
-        system_prompt=DEFAULT_SYSTEM_PROMPT if spec.system_prompt is None else spec.system_prompt,
-        positions=spec.positions,
-        block_audio_padding=spec.block_audio_padding,
-        longest=config["max_position_embeddings"],
-    )
 
 
 FAMILY = Family(

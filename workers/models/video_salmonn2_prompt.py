@@ -19,7 +19,7 @@ from avflow.datasets.media import DecodedMedia, MediaError, MediaSpec
 from avflow.datasets.sample import MediaKind, MediaPart, Sample, TextPart
 from avflow.datasets.sampling import frame_budget
 from avflow.pathways.layout import LayoutError
-from avflow.workers.models.base import Prepared
+from avflow.workers.models.base import ModelSpec, Prepared
 from avflow.workers.models.prompting import (
     Label,
     Prompt,
@@ -28,6 +28,7 @@ from avflow.workers.models.prompting import (
     option_tokens,
     render_prompt,
 )
+from avflow.workers.models.video_salmonn2_config import SAMPLE_RATE, media_spec
 from avflow.workers.models.video_salmonn2_positions import (
     BLOCK_S,
     TOKENS_PER_BLOCK,
@@ -39,6 +40,7 @@ from avflow.workers.models.video_salmonn2_positions import (
     position_ids,
 )
 
+DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."  # in the authors' code, always
 OPENING, CLOSING = "<|vision_start|>", "<|vision_end|>"
 PICTURE, SOUND = "<|video_pad|>", "<|audio_pad|>"
 
@@ -68,6 +70,31 @@ class _Heard:
     mel: Tensor
     n_real: int
     notes: tuple[str, ...]
+
+
+def prompt_maker(spec: ModelSpec, config: dict[str, Any], tokenizer: Any) -> PromptMaker:
+    """`config` as in config.json. The processors are the authors' own choice, whatever files of
+    processors lie beside the weights."""
+    import transformers
+
+    hf: Any = transformers
+    return PromptMaker(
+        tokenizer=tokenizer,
+        frames=hf.Qwen2VLVideoProcessor(
+            patch_size=config["vision_config"]["patch_size"], temporal_patch_size=2, merge_size=2
+        ),
+        mel=hf.WhisperFeatureExtractor(
+            feature_size=config["audio_config"]["num_mel_bins"],
+            sampling_rate=SAMPLE_RATE,
+            hop_length=160,
+            chunk_length=BLOCK_S,
+        ),
+        media_spec=media_spec(spec, config),
+        system_prompt=DEFAULT_SYSTEM_PROMPT if spec.system_prompt is None else spec.system_prompt,
+        positions=spec.positions,
+        block_audio_padding=spec.block_audio_padding,
+        longest=config["max_position_embeddings"],
+    )
 
 
 def prepare(maker: PromptMaker, sample: Sample, media: Sequence[DecodedMedia]) -> Prepared:
@@ -167,7 +194,7 @@ def see(processor: Any, frames: NDArray[np.uint8], spec: MediaSpec) -> dict[str,
     [patches, 1176] and `video_grid_thw` [1, 3]. An odd last frame is repeated."""
     # Its default is to change between versions; older ones have no such bound.
     known = "cap_pixels_per_frame" in type(processor).valid_kwargs.__annotations__
-    most = frame_budget(len(frames), spec)
+    most = int(frame_budget(len(frames), spec))
     batch = processor(
         videos=[torch.from_numpy(frames)],
         do_sample_frames=False,

@@ -1,4 +1,4 @@
-"""Checkpoints of video-SALMONN 2+ in the released layout, and what the authors' code did with one."""
+"""Checkpoints of video-SALMONN 2+ in the released layout; one of them the authors' code ran."""
 
 import json
 from collections.abc import Mapping

@@ -59,8 +59,9 @@ def show_plan(plan: "Plan", *, as_json: bool) -> None:
         console.print("", _extras_table(plan))
     console.print(
         f"\n{counts['jobs']:,} jobs over {counts['samples']:,} samples: {counts['cells']:,} cells, "
-        f"{counts['curves']:,} curves in {counts['units']:,} units; "
-        f"{counts['interventions']:,} interventions, {counts['probes']:,} probes",
+        f"{counts['curves']:,} curves in {counts['units']:,} units",
+        f"{counts['interventions']:,} interventions and {counts['probes']:,} probes, each on one "
+        "sample",
         f"Plain way: {counts['forward_passes']:,} forward passes, {cost['token_layers_plain']:.3g} "
         "token-layers",
         f"With shared prefixes: {cost['token_layers']:.3g} token-layers, {cost['reuse']:.1f} times "

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -9,8 +10,10 @@ import yaml
 from avflow.orchestrator.config import SweepConfig, json_schema, load_config
 from avflow.orchestrator.data import known_tasks, load_samples
 from avflow.orchestrator.errors import ConfigError, ExitStatus
+from avflow.orchestrator.extras_config import InterventionConfig, ProbeConfig
 from avflow.orchestrator.load import parse
 from avflow.orchestrator.run_folder import to_yaml
+from avflow.workers.protocol import ProbeName
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
@@ -54,12 +57,28 @@ def test_the_demo_is_good_and_says_all_there_is_to_say() -> None:
                 assert f"{field}:" in text, f"the demo does not show {kind}.{field}"
 
 
+def uncommented(text: str, section: str) -> str:
+    """The demo with a section that it holds as a comment."""
+    start = text.index(f"# {section}:\n")
+    end = text.index("\n\n", start)
+    lines = text[start:end].splitlines()
+    return text[:start] + "\n".join(line.removeprefix("# ") for line in lines) + text[end:]
+
+
 def test_the_commented_pathway_of_the_demo_works(tmp_path: Path) -> None:
-    text = DEMO.read_text()
-    start = text.index("# pathways:\n")
-    block = text[start : text.index("\n\n", start)].replace("\n# ", "\n").replace("# p", "p", 1)
-    config = load_config(write(tmp_path, text[:start] + block + text[start + len(block) + 1 :]))
+    config = load_config(write(tmp_path, uncommented(DEMO.read_text(), "pathways")))
     assert config.own_pathways()[0].label == "audio -/-> true_option+false_options"
+
+
+def test_the_commented_interventions_and_probes_of_the_demo_work(tmp_path: Path) -> None:
+    text = uncommented(uncommented(DEMO.read_text(), "interventions"), "probes")
+    config = load_config(write(tmp_path, text))
+    masks, discards = config.interventions
+    assert [mask.name for mask in masks.masks][-1] == "video_audio_for_text"
+    assert [len(discard.steps) for discard in discards.discards] == [0, 1, 2]
+    assert {probe.probe for probe in config.probes} == set(get_args(ProbeName))
+    for field in (*ProbeConfig.model_fields, *InterventionConfig.model_fields):
+        assert field in text, f"the demo does not show {field}"
 
 
 @pytest.mark.parametrize(

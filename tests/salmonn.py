@@ -120,3 +120,8 @@ def tiny_checkpoint(folder: Path) -> Path:
         shape = (len(tokenizer), weights[name].shape[1])
         weights[name] = torch.randn(*shape, generator=generator) * spread
     return write_checkpoint(folder, weights, CONFIG | vocabulary, tokenizer)
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 Edges = Tensor  # bool [N, N], True at (query, key) where the query may not read the key
@@ -84,7 +85,9 @@ def plain_probabilities(hf_model: nn.Module, inputs: Inputs) -> Tensor:
     exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     head: Any = hf_model.lm_head
     normed = norm(hidden[0, -1].to(exact))
-    return torch.softmax(nn.functional.linear(normed, head.weight.to(exact)), dim=-1)
+    with align_module_device(head):  # an offloaded head's weight is on `meta` outside
+        weight = head.weight.to(exact)
+        return torch.softmax(nn.functional.linear(normed.to(weight.device), weight), dim=-1)
 
 
 @torch.no_grad()

@@ -1,0 +1,211 @@
+"""The suite that every adapter passes: on one that is right, and on ones that are made wrong."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import spec_of
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from avflow.datasets.media import MediaError, decode_sample
+from avflow.datasets.testbed.samples import load as load_samples
+from avflow.workers.models import load
+from avflow.workers.models.base import Embedded, Features, Prepared
+from avflow.workers.models.conformance import Case, Check, conformance
+from avflow.workers.models.qwen2_5_omni import QwenOmni
+from avflow.workers.models.tiny import build_tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("media")
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return load(spec_of("testbed"), "cpu")
+
+
+def cases_of(model: Any, root: Path, *tasks: str) -> list[Case]:
+    samples = load_samples(root, seed=0, samples_per_task=1, tasks=tasks)
+    return [Case(sample=s, media=decode_sample(root, s, model.media_spec)) for s in samples]
+
+
+@pytest.fixture
+def clip(model: Any, root: Path) -> list[Case]:
+    return cases_of(model, root, "sight")
+
+
+def made(wrong: type[QwenOmni], model: QwenOmni) -> Any:
+    return wrong(**{field.name: getattr(model, field.name) for field in fields(model)})
+
+
+def failed(model: Any, cases: Sequence[Case]) -> dict[str, str]:
+    return {c.name: c.reason for c in conformance(model, cases) if c.result == "failed"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "attention"), [("float32", "sdpa"), ("bfloat16", "sdpa"), ("float32", "eager")]
+)
+@pytest.mark.parametrize("path", ["testbed", "random"])
+def test_the_shipped_and_a_random_checkpoint_pass(
+    root: Path, tmp_path: Path, path: str, dtype: str, attention: str
+) -> None:
+    folder = build_tiny_checkpoint(tmp_path / "omni", n_layers=3) if path == "random" else path
+    loaded = load(spec_of(folder, dtype=dtype, attention=attention), "cpu")
+    checks = list(conformance(loaded, cases_of(loaded, root, "sight", "match_image")))
+    assert [c for c in checks if c.result != "passed"] == []
+    of_each = [c.name for c in checks if c.sample and c.sample.startswith("match_image")]
+    assert len(of_each) == len(set(of_each)) == 9
+    reasons = {c.reason for c in checks if c.name == "prompt"}
+    assert any("media: image, image, image, image, audio" in reason for reason in reasons)
+    assert all(c.reason for c in checks)
+
+
+def test_a_model_over_two_devices_passes(root: Path, tmp_path: Path) -> None:
+    loaded = load(spec_of(build_tiny_checkpoint(tmp_path / "o", n_layers=4)), "cpu", "disk")
+    checks = conformance(loaded, cases_of(loaded, root, "sight"))
+    assert [c for c in checks if c.result != "passed"] == []
+
+
+class DeafPositions(QwenOmni):
+    """Leaves out `use_audio_in_video`, as transformers lets one do without a word."""
+
+    def embed(self, prepared: Prepared, features: Features) -> Embedded:
+        hf: Any = self.hf_model
+        inputs = prepared.tensors
+        positions, _ = hf.get_rope_index(
+            inputs["input_ids"],
+            video_grid_thw=inputs["video_grid_thw"],
+            attention_mask=inputs["attention_mask"],
+            audio_seqlens=inputs["feature_attention_mask"].sum(dim=1),
+            second_per_grids=inputs["video_second_per_grid"],
+        )
+        return replace(super().embed(prepared, features), position_ids=positions)
+
+
+class WideLetters(QwenOmni):
+    """Takes the token before an option for a part of its letter."""
+
+    def prepare(self, *arguments: Any) -> Prepared:
+        prepared = super().prepare(*arguments)
+        segments = list(prepared.layout.segments)
+        for i, segment in enumerate(segments):
+            if segment.kind == "option_letter" and segment.index == 0:
+                segments[i - 1] = replace(segments[i - 1], stop=segment.start - 1)
+                segments[i] = replace(segment, start=segment.start - 1)
+        return replace(prepared, layout=replace(prepared.layout, segments=tuple(segments)))
+
+
+class Blind(QwenOmni):
+    """Puts nothing in the places of the frames."""
+
+    def encode(self, prepared: Prepared) -> Features:
+        features = super().encode(prepared)
+        video = torch.zeros_like(features.tensors["video"])
+        return Features(tensors={**features.tensors, "video": video})
+
+
+_CALLS: list[int] = []
+
+
+class Drifting(QwenOmni):
+    """Keeps something between prompts."""
+
+    def embed(self, prepared: Prepared, features: Features) -> Embedded:
+        _CALLS.append(1)
+        embedded = super().embed(prepared, features)
+        drift = 1e-3 * len(_CALLS)
+        return replace(embedded, inputs_embeds=embedded.inputs_embeds + drift)
+
+
+class OtherLetters(QwenOmni):
+    """Counts tokens that the model does not answer with."""
+
+    def prepare(self, *arguments: Any) -> Prepared:
+        prepared = super().prepare(*arguments)
+        return replace(prepared, option_tokens=tuple(t + 10 for t in prepared.option_tokens))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "check", "reason"),
+    [
+        (DeafPositions, "layer loop equals forward", "tokens other positions"),
+        (WideLetters, "token groups cover the prompt", "option_letter:A is the token"),
+        (Blind, "layer loop equals forward", "output is up to"),
+        (Drifting, "same bits again", "other bits"),
+        (OtherLetters, "answers in the form that is counted", "the model answers 'A'; counted is"),
+    ],
+)
+def test_an_adapter_that_is_wrong_fails_where_it_is_wrong(
+    model: Any, clip: list[Case], wrong: type[QwenOmni], check: str, reason: str
+) -> None:
+    found = failed(made(wrong, model), clip)
+    assert check in found, found
+    assert reason in found[check]
+
+
+def test_what_a_checkpoints_generation_config_asks_for_is_named(
+    model: Any, clip: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.hf_model.generation_config, "repetition_penalty", 50.0)
+    (check,) = [c for c in conformance(model, clip) if c.name.startswith("first token")]
+    assert check.result == "passed", "a penalty of 50 would change the token if it were on"
+    assert "asks for repetition_penalty=50.0, which is switched off" in check.reason
+    assert model.hf_model.generation_config.repetition_penalty == 50.0
+
+
+def test_an_attention_without_its_mask_function_is_found(
+    model: Any, clip: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AttentionInterface.register("maskless", sdpa_attention_forward)
+    monkeypatch.setattr(model.decoder.config, "_attn_implementation", "maskless")
+    maskless = made(QwenOmni, model)
+    found = failed(maskless, clip)["attention functions"]
+    assert "the decoder runs maskless, asked for was sdpa" in found
+    object.__setattr__(maskless, "spec", replace(model.spec, attention="maskless"))
+    assert "no mask function" in failed(maskless, clip)["attention functions"]
+
+
+def outcome(checks: Sequence[Check], name: str) -> str:
+    return next(c.result for c in checks if c.name == name)
+
+
+@pytest.mark.parametrize(
+    ("error", "result"), [(MediaError("takes no video"), "refused"), (KeyError("video"), "failed")]
+)
+def test_refusing_by_name_is_no_failure_but_taking_nothing_is(
+    model: Any, clip: list[Case], error: Exception, result: str
+) -> None:
+    class Refusing(QwenOmni):
+        def prepare(self, *_arguments: Any) -> Prepared:
+            raise error
+
+    checks = list(conformance(made(Refusing, model), clip))
+    assert outcome(checks, "prompt") == result
+    assert outcome(checks, "takes some prompt") == "failed"
+
+
+def test_a_model_without_generate_is_not_asked_for_its_first_token(
+    model: Any, clip: list[Case]
+) -> None:
+    class Bare:
+        """The official model, all of it but `generate`."""
+
+        def __call__(self, **inputs: Any) -> Any:
+            return model.hf_model(**inputs)
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "generate":
+                raise AttributeError(name)
+            return getattr(model.hf_model, name)
+
+    bare = made(QwenOmni, model)
+    object.__setattr__(bare, "hf_model", Bare())
+    checks = list(conformance(bare, clip))
+    assert outcome(checks, "first token equals generate's") == "skipped"
+    assert outcome(checks, "engine equals reference") == "passed"

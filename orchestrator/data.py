@@ -1,6 +1,7 @@
 """From a data set's config to its samples, wherever they come from."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from avflow.datasets.selections import (
     UNDER_A_MINUTE,
     WORLDSENSE,
     CountCheck,
+    Task,
     check_counts,
 )
 from avflow.orchestrator.dataset_config import (
@@ -86,7 +88,10 @@ def load_samples(config: DatasetConfig) -> LoadedDataset:
         )
     doubles = len(samples) - len({sample.sample_id for sample in samples})
     if doubles:
-        raise ConfigError(f"data set {config.name}: {doubles} sample ids are there twice")
+        twice = Counter(sample.sample_id for sample in samples).most_common(1)[0][0]
+        raise ConfigError(
+            f"data set {config.name}: {doubles} sample ids are there twice, {twice!r} among them"
+        )
     return LoadedDataset(
         root=root,
         samples=samples,
@@ -125,9 +130,18 @@ def about_tasks(reader: str) -> tuple[KnownTask, ...]:
         return ()
     selection = SELECTIONS[reader]
     return tuple(
-        KnownTask(name=task.name, layout=selection.layout, about=f"{task.use}, {task.count}")
+        KnownTask(name=task.name, layout=selection.layout, about=_about(task))
         for task in selection.tasks
     )
+
+
+_USES = {"knockout": "attention knockout", "cross_task": "cross-task evaluation"}
+
+
+def _about(task: Task) -> str:
+    """What the paper does with it, and with how many questions."""
+    count = "not in the paper" if task.count is None else f"{task.count} questions"
+    return f"{_USES[task.use]}, {count}" if task.use in _USES else count
 
 
 def known_tasks(reader: str) -> tuple[str, ...]:

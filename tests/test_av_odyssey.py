@@ -117,6 +117,30 @@ def test_cells_may_hold_bytes_beside_a_path(tmp_path: Path) -> None:
     assert not file.exists()
 
 
+def test_a_snapshot_in_the_hub_s_cache_is_read_in_place(tmp_path: Path) -> None:
+    rows = odyssey_rows({"Animal Recognition": 2})
+    file = write_odyssey(tmp_path / "elsewhere", rows, media=True, parts=1)
+    blobs, snapshot = tmp_path / "cache/blobs", tmp_path / "cache/snapshots/abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (file / "av_odyssey_part1.parquet").rename(blobs / "0123")
+    (snapshot / "av_odyssey_part1.parquet").symlink_to("../../blobs/0123")
+    first = load("av_odyssey", snapshot).samples[0]
+    assert [media.kind for media in decode_sample(snapshot, first, SPEC)] == ["image"] * 4 + [
+        "audio"
+    ]
+
+
+def test_a_cell_is_a_file_without_linux_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("os.memfd_create")
+    write_table(tmp_path / "t.parquet", [{"image_1": b"x"}])
+    with opened(tmp_path, cell_path("t.parquet", "image_1", 0)) as file:
+        assert file.read_bytes() == b"x"
+    assert not file.exists()
+
+
 def test_a_cell_that_can_t_be_used_is_named(tmp_path: Path) -> None:
     rows = odyssey_rows({"Animal Recognition": 2})
     root = write_odyssey(tmp_path, rows, media=True, parts=1)

@@ -249,3 +249,13 @@ def test_an_unusable_data_folder_is_a_configuration_error(tmp_path: Path) -> Non
     config = parse(write(tmp_path, GOOD.replace("testbed\nexp", "testbed\n    root: ./file\nexp")))
     with pytest.raises(ConfigError, match=r"data set world: .*can't be used"):
         load_samples(config.datasets[0])
+
+
+def test_the_data_sets_of_the_docs_are_good(tmp_path: Path) -> None:
+    text = (DEMO.parents[1] / "docs" / "datasets.md").read_text()
+    blocks = [block.partition("```")[0] for block in text.split("```yaml\n")[1:]]
+    assert len(blocks) == 2
+    start, end = GOOD.index("datasets:"), GOOD.index("experiments:")
+    for block in blocks:
+        config = load_config(write(tmp_path, GOOD[:start] + block + GOOD[end:]))
+        assert all(dataset.root.startswith("/data/") for dataset in config.datasets)

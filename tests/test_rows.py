@@ -12,7 +12,7 @@ from avflow.pathways.pathway import blocked_segments, first_target
 from avflow.pathways.windows import window_layers
 from avflow.workers.engine import memory
 from avflow.workers.engine.memory import Shapes, batch_bytes, piece_rows, rows_in_budget
-from avflow.workers.engine.plan import NEAR, compose_batches, halves
+from avflow.workers.engine.plan import compose_batches, halves
 from avflow.workers.engine.rows import Knockout, family, steps
 
 SHAPES = Shapes(
@@ -85,7 +85,8 @@ def test_batches_answer_every_row_once_within_their_budget(random_layout, budget
             start = asked[number].start
             assert start is not None
             assert batch.start <= start
-            assert 200 - batch.start <= NEAR * (200 - start)
+            redone = sum(12 - layers[0] for layers in asked[number].layer_sets)
+            assert (start - batch.start) * redone <= (200 - start) * 12
         assert batch.first_layer == min(row.layers[0] for row in batch.rows)
         held = batch_bytes(SHAPES, batch.start, len(batch.rows), budget)
         heads = memory.HEAD_ROWS * 12 * SHAPES.vocabulary

@@ -15,9 +15,6 @@ from avflow.workers.engine.memory import Shapes, rows_in_budget
 from avflow.workers.engine.reads import Span
 from avflow.workers.engine.rows import Knockout, Layers, Row, family, target_spans
 
-NEAR = 1.05
-"""Starts whose suffixes differ by less than this factor share their batches, and one trunk."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mask:
@@ -58,7 +55,7 @@ def compose_batches(
     that changes nothing has no row. A group's batches belong together: all answer its curves.
     """
     batches: list[Batch] = []
-    for number, (start, members) in enumerate(_groups(knockouts, shapes.n_tokens)):
+    for number, (start, members) in enumerate(_groups(knockouts, shapes)):
         asked: dict[tuple[int, Layers], list[tuple[int, int]]] = {}
         masks: list[NDArray[np.bool_]] = []
         known: dict[bytes, int] = {}
@@ -107,15 +104,25 @@ def _part(batch: Batch, low: int, high: int) -> Batch:
     )
 
 
-def _groups(knockouts: Sequence[Knockout], n_tokens: int) -> list[tuple[int, list[int]]]:
-    """(start, knockouts) by first changed position, near ones together, the latest first."""
+def _groups(knockouts: Sequence[Knockout], shapes: Shapes) -> list[tuple[int, list[int]]]:
+    """(start, knockouts) by first changed position, the latest first.
+
+    Knockouts that start later join a group if the positions that they would redo there cost less
+    than a trunk of their own.
+    """
     by_start: dict[int, list[int]] = {}
     for number, knockout in enumerate(knockouts):
         if knockout.start is not None and knockout.layer_sets:
             by_start.setdefault(knockout.start, []).append(number)
     groups: list[tuple[int, list[int]]] = []
     for start in sorted(by_start):
-        if groups and n_tokens - groups[-1][0] <= NEAR * (n_tokens - start):
+        row_layers = sum(
+            shapes.n_layers - layers[0]
+            for number in by_start[start]
+            for layers in knockouts[number].layer_sets
+        )
+        trunk = (shapes.n_tokens - start) * shapes.n_layers
+        if groups and (start - groups[-1][0]) * row_layers <= trunk:
             groups[-1][1].extend(by_start[start])
         else:
             groups.append((start, list(by_start[start])))

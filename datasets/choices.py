@@ -53,8 +53,10 @@ def answer_of(row: Row, field: str, n_options: int) -> int:
 
 
 def text_of(row: Row, field: str) -> str:
-    """A text that may not be missing. Raises RowError."""
+    """A text, or a whole number as one, that may not be missing. Raises RowError."""
     value = row[field]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if not isinstance(value, str) or not value.strip():
         raise RowError(f"{field} is {_short(value)}, and a text is needed")
     return value.strip()

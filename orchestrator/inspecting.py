@@ -54,12 +54,12 @@ def _model(config: SweepConfig, name: str | None) -> ModelConfig:
 
 
 def _find_sample(config: SweepConfig, wanted: str) -> tuple[Path, Sample]:
-    """By id, or the first of a task."""
+    """By id, or the first of a task (`dataset/task` where data sets share its name)."""
     tasks: list[str] = []
     for dataset in config.datasets:
         loaded = load_samples(dataset)
         for sample in loaded.samples:
-            if wanted in (sample.sample_id, sample.task):
+            if wanted in (sample.sample_id, sample.task, f"{dataset.name}/{sample.task}"):
                 return loaded.root, sample
             if sample.task not in tasks:
                 tasks.append(sample.task)

@@ -52,6 +52,12 @@ def test_each_layout_gives_the_same_samples(tmp_path: Path, file: str) -> None:
     assert load("av_speakerbench", csv, tasks="all").fingerprint == loaded.fingerprint
 
 
+def test_ids_may_be_numbers(tmp_path: Path) -> None:
+    rows = [row | {"question_id": 7 + i} for i, row in enumerate(speakerbench_rows(TASKS))]
+    root = write_speakerbench(tmp_path, rows, file=FILES[2])
+    assert [s.sample_id for s in load("av_speakerbench", root).samples] == ["7", "8"]
+
+
 def test_tasks_are_chosen_by_use_or_name(tmp_path: Path) -> None:
     root = write_speakerbench(tmp_path, speakerbench_rows(TASKS))
     for tasks, found in (

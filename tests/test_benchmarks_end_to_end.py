@@ -62,7 +62,7 @@ def snapshots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("snapshots")
     spoken = speakerbench_rows({SHARED: 2, "Speech Rate": 1})
     seen = worldsense_rows({SHARED: 2, "Audio Change": 1}, longer=0)
-    matched = odyssey_rows({"Animal Recognition": 4}, orderings=(CQR, QRC, RCQ, RQC))
+    matched = odyssey_rows({"Animal Recognition": 8}, orderings=(CQR, QRC, RCQ, RQC))
     return {
         "av_speakerbench": write_speakerbench(
             root / "s", changed(spoken, 2, answer="E"), media=True
@@ -105,7 +105,9 @@ def test_each_benchmark_is_decoded_laid_out_and_knocked_out(
     reader: str, model: Any, snapshots: dict[str, Path]
 ) -> None:
     loaded = load(reader, snapshots[reader], tasks="all")
-    for sample in {(s.ordering, s.n_options): s for s in loaded.samples}.values():
+    kinds = {(s.ordering, s.direction, s.n_options): s for s in loaded.samples}
+    assert len(kinds) == {"av_speakerbench": 1, "worldsense": 2, "av_odyssey": 8}[reader]
+    for sample in kinds.values():
         prepared, curves = knock_out(model, loaded, sample)
         assert len(curves) == 2
         for curve in curves:
@@ -170,10 +172,15 @@ def avflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
     def run(*words: object) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["avflow", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
+        monkeypatch.setenv("COLUMNS", "300")
+        try:
             cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        else:
+            status = 0
         said = capsys.readouterr()
-        return int(end.value.code or 0), said.out + said.err
+        return status, said.out + said.err
 
     return run
 
@@ -192,9 +199,13 @@ def test_a_sweep_tells_tasks_of_one_name_apart_and_says_what_differs(
     status, said = avflow("plan", file, "--json")
     assert status == 0
     plan = json.loads(said)
-    assert plan["samples"] == 2 + 4
+    assert plan["samples"] == 2 + 8
     wrong = "data set av_speakerbench: Speech Rate: 0 questions where the paper has 209"
     assert wrong in plan["warnings"]
+
+    status, said = avflow("inspect", file, "--sample", f"worldsense/{SHARED}")
+    assert status == 0
+    assert "What is heard first (0)?" in said
 
     run = tmp_path / "run"
     status, said = avflow("sweep", file, "--run", run)
@@ -216,7 +227,7 @@ def test_a_sweep_tells_tasks_of_one_name_apart_and_says_what_differs(
     assert (row["dataset"], row["task"]) == ("av_speakerbench", "Speech Rate")
     recorded = sessions(paths)[0]["datasets"]
     assert isinstance(recorded, dict)
-    assert recorded["av_odyssey"]["samples"] == 4
+    assert recorded["av_odyssey"]["samples"] == 8
     stored = yaml.safe_load(paths.sweep.read_text())
     prompts = [dataset["settings"]["prompt"] for dataset in stored["datasets"]]
     assert prompts[0]["closing"] == "The best answer is:"

@@ -8,8 +8,9 @@ from typing import Any, Final
 import polars as pl
 
 from avflow.orchestrator.config import SweepConfig
+from avflow.orchestrator.extras_results import last_attention_table, sink_table
 from avflow.orchestrator.paths import RunPaths
-from avflow.orchestrator.results import TaskStatus, query, standing_failures, status
+from avflow.orchestrator.results import TaskStatus, query, read, standing_failures, status
 from avflow.orchestrator.run_folder import sessions
 from avflow.orchestrator.statistics import CURVE, curve_table
 from avflow.pathways.pathway import Pathway
@@ -24,11 +25,15 @@ _CELLS: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`curves` is `statistics.curve_table` of all cells; `created_ms` counts from 1970."""
+    """`curves` is `statistics.curve_table` of all cells; `interventions` the rows of that table;
+    `last_attention` and `sinks` the tables of `extras_results`; `created_ms` counts from 1970."""
 
     curves: pl.DataFrame
     tasks: tuple[TaskStatus, ...]
     failures: pl.DataFrame
+    interventions: pl.DataFrame
+    last_attention: pl.DataFrame
+    sinks: pl.DataFrame
     own: tuple[Pathway, ...]
     created_ms: int
 
@@ -44,6 +49,9 @@ def read_outcome(paths: RunPaths, config: SweepConfig) -> Outcome:
         curves=curve_table(query(paths.root, _CELLS)),
         tasks=status(paths.root).tasks,
         failures=standing_failures(paths.root),
+        interventions=read(paths.root, "interventions"),
+        last_attention=last_attention_table(paths.root),
+        sinks=sink_table(paths.root),
         own=config.own_pathways(),
         created_ms=_created_ms(paths),
     )

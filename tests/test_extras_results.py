@@ -1,0 +1,179 @@
+"""Tables of interventions and probes, from rows that one can add up by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from stored_run import INFO, config, sample, sample_done
+
+from avflow.orchestrator.data import LoadedDataset, fingerprint
+from avflow.orchestrator.errors import ConfigError
+from avflow.orchestrator.extras_results import (
+    attention_map,
+    intervention_table,
+    intervention_words,
+    last_attention_table,
+    sink_table,
+)
+from avflow.orchestrator.paths import RunPaths
+from avflow.orchestrator.plan import build_plan
+from avflow.orchestrator.results import read
+from avflow.orchestrator.run_folder import claim
+from avflow.orchestrator.store import ResultStore
+from avflow.workers.protocol import InterventionDone, ProbeDone, ProbeName, UnitSpec
+
+INTERVENTIONS = [
+    {
+        "name": "i",
+        "masks": [{"name": "late", "pathways": ["video_to_last"], "layers": [2, 3]}],
+        "discards": [
+            {"name": "full", "steps": []},
+            {"name": "video", "steps": [{"after_layer": 1, "groups": ["video"]}]},
+        ],
+    }
+]
+PROBES = [
+    {"name": "a", "probe": "last_attention"},
+    {"name": "m", "probe": "attention_map", "layers": [1]},
+    {"name": "s", "probe": "sinks", "layers": [1, 2]},
+]
+
+
+def intervened(unit: UnitSpec, key: str, *, correct: bool, seconds: float | None = None) -> object:
+    (spec,) = (spec for spec in unit.extras if spec.key == key)
+    return InterventionDone(
+        unit_id=unit.unit_id,
+        curve=key,
+        layers=spec.layers,
+        p=0.5,
+        p_options=np.array([0.5, 0.2, 0.1, 0.1]),
+        token=7 if correct else 8,
+        predicted="A" if correct else None,
+        correct=correct,
+        correct_base=True,
+        token_layers=None if seconds is None else 100,
+        prefill_s=seconds,
+    )
+
+
+def probed(unit: UnitSpec, name: ProbeName, rows: list[tuple[object, ...]]) -> ProbeDone:
+    """rows: (layer, group, position, key, width, dimension, value)."""
+    layer, group, position, key, width, dimension, value = zip(*rows, strict=True)
+    return ProbeDone(
+        unit_id=unit.unit_id,
+        curve=f"probe/{name}",
+        layer=np.array(layer, dtype=np.int16),
+        group=tuple(map(str, group)),
+        position=np.array(position, dtype=np.int32),
+        key=np.array(key, dtype=np.int32),
+        width=np.array(width, dtype=np.int32),
+        dimension=np.array(dimension, dtype=np.int32),
+        value=np.array(value, dtype=np.float64),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two samples of `sight` and one of `sound`."""
+    samples = (sample(0), sample(1), sample(2, task="sound"))
+    loaded = LoadedDataset(root=Path("/x"), samples=samples, fingerprint=fingerprint(samples))
+    asked = config(interventions=INTERVENTIONS, probes=PROBES, experiments=[])
+    plan = build_plan(asked, {"world": loaded}, {"tiny": INFO})
+    paths = RunPaths(tmp_path_factory.mktemp("run"))
+    claim(paths, plan)
+    store = ResultStore(paths, plan)
+    for number, unit in enumerate(sorted(plan.units, key=lambda unit: unit.unit_id)):
+        store.add_curve(unit, intervened(unit, "mask/late", correct=number > 0))
+        store.add_curve(unit, intervened(unit, "discard/full", correct=True, seconds=1.0 + number))
+        if number < 2:  # the last one failed
+            done = intervened(unit, "discard/video", correct=number == 0, seconds=0.5)
+            store.add_curve(unit, done)
+        attention = [(0, "video", -1, -1, -1, -1, 0.25 * number), (0, "last", -1, -1, -1, -1, 0.5)]
+        store.add_curve(unit, probed(unit, "last_attention", attention))
+        store.add_curve(
+            unit,
+            probed(
+                unit,
+                "attention_map",
+                [
+                    (1, "", q, k, 20, -1, q + k / 100)
+                    for q in (0, 20, 40)
+                    for k in range(0, q + 1, 20)
+                ],
+            ),
+        )
+        sinks = [(1, "", -1, -1, -1, -1, 0.0), (2, "", -1, -1, -1, -1, 1.0)]
+        sinks += [(2, "system", 3, -1, -1, d, 100.0 * d + number) for d in (5, 9)]
+        store.add_curve(unit, probed(unit, "sinks", sinks))
+        store.add_sample(unit, sample_done(unit), worker="h:1", attempt=1)
+    store.commit()
+    return paths.root
+
+
+def test_accuracies_pooled_or_by_task_and_times_against_the_same_samples(run: Path) -> None:
+    rows = read(run, "interventions")
+    pooled = intervention_table(rows, by=["model"])
+    columns = ["kind", "intervention", "layers", "n", "accuracy", "prefill_s", "prefill_full_s"]
+    assert pooled.select(columns).rows() == [
+        ("discard", "full", [], 3, 1.0, 2.0, 2.0),
+        ("discard", "video", [1], 2, 0.5, 0.5, 1.5),
+        ("mask", "late", [2, 3], 3, pytest.approx(2 / 3), None, None),
+    ]
+    assert pooled["accuracy_base"].to_list() == [1.0] * 3
+    by_task = intervention_table(rows).filter(kind="mask")
+    assert by_task.select("task", "n", "accuracy").rows() == [("sight", 2, 0.5), ("sound", 1, 1.0)]
+    assert intervention_words(rows) == [
+        "discard full: 100.0% of 3 right, 100.0% without; prefill 2000 ms",
+        "discard video (after layer 1): 50.0% of 2 right, 100.0% without; prefill 500 ms, 1500 ms "
+        "in full",
+        "mask late (layers 2, 3): 66.7% of 3 right, 100.0% without",
+    ]
+
+
+def test_attention_by_group_is_the_mean_over_samples(run: Path) -> None:
+    table = last_attention_table(run).filter(group="video")
+    assert table.select("task", "layer", "attention", "n").rows() == [
+        ("sight", 0, 0.125, 2),
+        ("sound", 0, 0.5, 1),
+    ]
+
+
+def test_sinks_by_dimension_the_largest_first(run: Path) -> None:
+    table = sink_table(run).filter(task="sight")
+    assert table.select("layer", "group", "dimension", "sinks", "magnitude", "n").rows() == [
+        (2, "system", 9, 2, 900.5, 2),
+        (2, "system", 5, 2, 500.5, 2),
+    ]
+
+
+def test_a_map_comes_back_as_a_matrix_with_its_edges(run: Path) -> None:
+    found = attention_map(run, "tiny", "sight-0", 1)
+    assert found.edges.tolist() == [0, 20, 40, 50]
+    np.testing.assert_allclose(found.values, [[0, 0, 0], [20, 20.2, 0], [40, 40.2, 40.4]])
+    with pytest.raises(ConfigError, match=r"no attention map .* layer 7; it holds \[\('tiny'"):
+        attention_map(run, "tiny", "sight-0", 7)
+
+
+def test_a_run_without_extras_has_empty_tables(tmp_path: Path) -> None:
+    from stored_run import make_plan
+
+    paths = RunPaths(tmp_path)
+    claim(paths, make_plan())
+    rows = read(tmp_path, "interventions")
+    assert intervention_table(rows).is_empty()
+    assert intervention_words(rows) == []
+    assert last_attention_table(tmp_path).is_empty()
+    assert sink_table(tmp_path).is_empty()
+    assert isinstance(rows, pl.DataFrame)
+
+
+def test_what_was_not_planned_is_not_stored(run: Path, tmp_path: Path) -> None:
+    from stored_run import make_plan
+
+    plan = make_plan()
+    store = ResultStore(RunPaths(tmp_path), plan)
+    with pytest.raises(KeyError):
+        store.add_curve(
+            plan.units[0], probed(plan.units[0], "norms", [(0, "", 1, -1, -1, -1, 1.0)])
+        )

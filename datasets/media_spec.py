@@ -24,7 +24,8 @@ class MediaSpec:
     `sampling`: "steps" of 1/fps, or "spread" from the first frame to the last, at least
     `min_frames` (see `avflow.datasets.sampling`). `video_max_pixels`: shared out among the frames
     of a video that has fewer than `max_frames`. `resize`: what is too large is made smaller by
-    the decoder's own "scaler", or "antialias" as torchvision and Pillow do it.
+    the decoder's own "scaler", or "antialias" as torchvision and Pillow do it. `mono` is the "mean"
+    of the channels, or FFmpeg's "mix", which is 3 dB louder for two of them.
     """
 
     fps: float
@@ -42,6 +43,7 @@ class MediaSpec:
     min_frames: int = 1
     video_max_pixels: float | None = None
     resize: Literal["scaler", "antialias"] = "scaler"
+    mono: Literal["mean", "mix"] = "mean"
 
     def __post_init__(self) -> None:
         for name in ("fps", "temporal_patch", "patch_multiple", "sample_rate", "decode_timeout_s"):

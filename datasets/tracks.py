@@ -114,6 +114,7 @@ class Sound:
         self._stated_s = stated_s
         self._rate = spec.sample_rate
         self._max_s = spec.max_audio_s
+        self._layout = "mono" if spec.mono == "mix" else None  # None: all channels as they are
         self._resampler = self._new_resampler()
         self._pieces: list[NDArray[np.float32]] = []
         self._n_samples = 0
@@ -130,7 +131,7 @@ class Sound:
         self._resample(frame)
 
     def _new_resampler(self) -> av.AudioResampler:
-        return av.AudioResampler(format="fltp", rate=self._rate)
+        return av.AudioResampler(format="fltp", layout=self._layout, rate=self._rate)
 
     def _fill(self, hole_s: float) -> None:
         self._resample(None)
@@ -146,7 +147,7 @@ class Sound:
                 f"{self._path}: its sound changes rate or channels on the way; encode it again"
             ) from error
         for out in resampled:
-            # The mean of the channels, as librosa has it: FFmpeg's own mix of two is 3 dB louder.
+            # As librosa has it; a mix has one channel already.
             self._keep(out.to_ndarray().mean(axis=0, dtype=np.float32))
 
     def _keep(self, piece: NDArray[np.float32]) -> None:

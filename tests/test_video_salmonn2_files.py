@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from media_files import even, write_video
 from salmonn import change_config, sample_of, spec_of, tiny_checkpoint
 from torch import Tensor
 
@@ -157,6 +158,19 @@ def test_frames_are_read_the_authors_way(
     (own,) = decode_sample(tmp_path, SEEN, loaded(frame_tokens=4).media_spec)
     assert own.frames is not None
     assert own.frames.shape == (16, 3, 28, 56)
+
+
+def test_two_channels_are_mixed_as_ffmpeg_does(
+    loaded: Callable[..., LoadedModel], tmp_path: Path
+) -> None:
+    write_video(tmp_path / "clip.mp4", even(2, 5), sound_s=2)
+    spec = loaded().media_spec
+    (mixed,), (mean,) = (
+        decode_sample(tmp_path, HEARD, s) for s in (spec, replace(spec, mono="mean"))
+    )
+    assert mixed.waveform is not None
+    assert mean.waveform is not None
+    np.testing.assert_allclose(mixed.waveform, mean.waveform * 2**0.5, atol=1e-4)
 
 
 def test_a_clip_is_laid_out_as_the_authors_weave_it(

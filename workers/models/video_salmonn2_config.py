@@ -128,6 +128,7 @@ def media_spec(spec: ModelSpec, config: dict[str, Any]) -> MediaSpec:
         min_frames=min(_MIN_FRAMES, spec.max_frames),
         sampling="spread",
         resize="antialias",
+        mono="mix",
         temporal_patch=2,
         frame_min_pixels=least,
         frame_max_pixels=most,

@@ -23,6 +23,7 @@ from avflow.datasets.sample import MediaPart, Sample
 from avflow.datasets.sampling import spread_times
 from avflow.datasets.stored_media import opened
 from avflow.datasets.tracks import LEAD_S, MISSING_S, SLACK_S, FramePicker, Sound, truncated
+from avflow.datasets.unseen import Unseen
 
 __all__ = ["DecodedMedia", "MediaError", "MediaSpec", "decode_media", "decode_sample"]
 
@@ -104,8 +105,8 @@ def _decode_sound(path: Path, spec: MediaSpec) -> DecodedMedia:
     with _open(path) as container:
         track, notes = _sound_track(path, container)
         sound = Sound(path, spec, stated_s=_stated_s(container, track))
-        for frame in _decoded(path, container, [track], spec):
-            if isinstance(frame, av.AudioFrame):
+        for packet in _packets(path, container, [track], spec):
+            for frame in _frames(path, packet):
                 sound.add(frame)
         wave = sound.finish(zero=None)
     return DecodedMedia(
@@ -120,7 +121,7 @@ def _decode_sound(path: Path, spec: MediaSpec) -> DecodedMedia:
 
 
 def _decode_video(path: Path, with_audio: bool, spec: MediaSpec) -> DecodedMedia:
-    seen = _video_duration(path, spec)
+    seen, stamps = _survey(path, spec)
     with _open(path) as container:
         stream = _picture_track(path, container)
         track, notes = _sound_track(path, container) if with_audio else (None, ())
@@ -128,12 +129,15 @@ def _decode_video(path: Path, with_audio: bool, spec: MediaSpec) -> DecodedMedia
         times, spacing = sampling_times(seen + lead, spec, _frames_in(seen + lead, stream))
         picker = FramePicker(times, spec, lead)
         sound = Sound(path, spec, stated_s=_stated_s(container, track)) if track else None
-        stream.thread_type = "AUTO"
-        for frame in _decoded(path, container, [s for s in (stream, track) if s], spec):
-            if isinstance(frame, av.VideoFrame):
-                picker.add(frame)
-            elif sound:
-                sound.add(frame)
+        stream.codec_context.thread_count = 1  # a decoding task has one CPU; threads cost 15% more
+        unseen = Unseen(stream, stamps, times)
+        for packet in _packets(path, container, [s for s in (stream, track) if s], spec):
+            unseen.before(packet, picker.zero)
+            for frame in _frames(path, packet):
+                if isinstance(frame, av.VideoFrame):
+                    picker.add(frame)
+                elif sound:
+                    sound.add(frame)
         frames, end = picker.finish(path)
         if end - lead < seen - MISSING_S:
             raise truncated(path, "video", end - lead, seen)
@@ -212,21 +216,15 @@ def _stated_s(container: av.container.InputContainer, track: av.AudioStream) -> 
     return None if others or not container.duration else container.duration / av.time_base
 
 
-def _decoded(
-    path: Path,
-    container: av.container.InputContainer,
-    streams: list[av.VideoStream | av.AudioStream],
-    spec: MediaSpec,
-) -> Iterator[av.VideoFrame | av.AudioFrame]:
-    """Frames of the streams as they come. The deadline is looked at between packets."""
-    for packet in _packets(path, container, streams, spec):
-        for frame in packet.decode():
-            if frame.pts is None:
-                raise MediaError(
-                    f"{path}: a {packet.stream.type} frame has no time stamp; rewrap the file "
-                    "(ffmpeg -i IN -c copy OUT.mp4)"
-                )
-            yield frame
+def _frames(path: Path, packet: Any) -> Iterator[Any]:
+    """What a packet holds, of whichever track it is."""
+    for frame in packet.decode():
+        if frame.pts is None:
+            raise MediaError(
+                f"{path}: a {packet.stream.type} frame has no time stamp; rewrap the file "
+                "(ffmpeg -i IN -c copy OUT.mp4)"
+            )
+        yield frame
 
 
 def _packets(
@@ -235,6 +233,7 @@ def _packets(
     streams: list[av.VideoStream | av.AudioStream],
     spec: MediaSpec,
 ) -> Iterator[Any]:
+    """Packets of the streams as they come. The deadline is looked at between them."""
     deadline = time.monotonic() + spec.decode_timeout_s
     for packet in container.demux(streams):
         if time.monotonic() > deadline:
@@ -250,32 +249,32 @@ def too_slow(path: Path, spec: MediaSpec) -> MediaError:
     )
 
 
-def _video_duration(path: Path, spec: MediaSpec) -> float:
-    """Seconds from the first frame to the end of the last, read from the index or the packets.
+def _survey(path: Path, spec: MediaSpec) -> tuple[float, list[int]]:
+    """Seconds from the first frame to the end of the last, and the time stamps of all frames.
 
-    Matroska states one duration for all its streams, so a video's own is found by going through
-    the packets (without decoding) when the stream does not say.
+    Nothing is decoded. Matroska states one duration for all its streams, so where the stream does
+    not say, its own is found from the packets.
     """
+    stamps: list[int] = []
     with _open(path) as container:
         stream = _picture_track(path, container)
-        if stream.duration and stream.time_base:
-            return float(stream.duration * stream.time_base)
-        starts: list[float] = []
         ends = {s.index: 0.0 for s in container.streams}
         for packet in _packets(path, container, [stream, *container.streams.audio], spec):
             if packet.pts is None or packet.time_base is None:
                 continue
-            start = float(packet.pts * packet.time_base)
-            end = start + float((packet.duration or 0) * packet.time_base)
+            end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
             ends[packet.stream.index] = max(ends[packet.stream.index], end)
             if packet.stream.index == stream.index:
-                starts.append(start)
+                stamps.append(packet.pts)
+        base = stream.time_base
+        if stream.duration and base:
+            return float(stream.duration * base), stamps
         stated, end = (container.duration or 0) / av.time_base, ends[stream.index]
-    if not starts:
+    if not stamps or base is None:
         raise MediaError(f"{path}: no frame could be decoded; fetch the file again")
     if max(ends.values()) < stated - MISSING_S:
         raise truncated(path, "file", max(ends.values()), stated)
-    return end - min(starts)
+    return end - float(min(stamps) * base), stamps
 
 
 def _frames_in(duration: float, stream: av.VideoStream) -> int:

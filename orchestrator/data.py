@@ -54,8 +54,13 @@ class LoadedDataset:
     checks: tuple[CountCheck, ...] = ()
 
     def warnings(self) -> list[str]:
-        """What is not as it should be, a line each; of many rows left out, the first."""
-        counts = [str(check) for check in self.checks if not check.good]
+        """What is not as it should be, a line each; of many rows left out, the first.
+
+        Directions and orderings of a task are told only where its total is right.
+        """
+        bad = [check for check in self.checks if not check.good]
+        totals = {check.task for check in bad if not check.part}
+        counts = [str(c) for c in bad if not c.part or c.task not in totals]
         rows = [f"left out: {row}" for row in self.left_out[:MOST_WARNINGS]]
         more = len(self.left_out) - len(rows)
         return [*counts, *rows, *([f"left out: {more} questions more"] if more else [])]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from benchmark_snapshots import (
     PAPER,
+    changed,
     load,
     odyssey_rows,
     speakerbench_rows,
@@ -137,7 +138,17 @@ def test_a_question_too_few_is_named(tmp_path: Path) -> None:
         CountCheck(task="Material Recognition", part="audio_to_image", expected=200, found=199),
         CountCheck(task="Material Recognition", part=RQC, expected=7, found=6),
     ]
-    assert loaded.warnings()[0] == ("Material Recognition: 199 questions where the paper has 200")
+    assert loaded.warnings() == ["Material Recognition: 199 questions where the paper has 200"]
+
+
+def test_a_question_in_another_order_is_named(tmp_path: Path) -> None:
+    rows = odyssey_rows({"Animal Recognition": 200})
+    text = "Given [audio1] and also [img1][img2][img3][img4]: which one of these belongs to it?"
+    loaded = load("av_odyssey", write_odyssey(tmp_path, changed(rows, 0, question=text)))
+    assert [warning for warning in loaded.warnings() if "Animal" in warning] == [
+        f"Animal Recognition, {CQR}: 199 questions where the paper has 200",
+        f"Animal Recognition, {RCQ}: 1 questions where the paper has 0",
+    ]
 
 
 def test_another_selection_than_the_paper_s_is_not_compared_with_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from avflow.orchestrator import cli_datasets
+from avflow.orchestrator import cli_datasets, cli_models
 from avflow.orchestrator.errors import AvflowError, ExitStatus
 
 if TYPE_CHECKING:
@@ -224,14 +224,7 @@ def inspect(
     inspecting.inspect_sample(config, sample, model=model, edges=edges, dump=dump)
 
 
-@app.command()
-def models() -> None:
-    """The model families that can be run, and the shipped checkpoint."""
-    from avflow.orchestrator import views
-
-    views.show_models()
-
-
+app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_datasets.app, name="datasets")
 
 

@@ -186,16 +186,6 @@ def show_frame(frame: "pl.DataFrame", output: Literal["table", "csv", "json"]) -
                 print(frame)
 
 
-def show_models() -> None:
-    """Families, and the checkpoint that comes with avflow."""
-    from avflow.workers.models import FAMILIES
-
-    table = plain_table("family", "what it loads")
-    for name, family in FAMILIES.items():
-        table.add_row(name, family.about)
-    Console().print(table)
-
-
 def show_datasets() -> None:
     """Readers and their tasks."""
     from avflow.orchestrator.data import about_tasks, readers

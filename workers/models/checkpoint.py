@@ -91,6 +91,13 @@ def read_config(spec: ModelSpec, unused: Sequence[str] = ()) -> tuple[dict[str, 
     return _json(spec, folder / "config.json"), digest.hexdigest()
 
 
+def model_type(spec: ModelSpec) -> str:
+    """What the checkpoint's config.json calls itself. Raises UnsupportedModelError."""
+    path = resolve_path(spec)
+    folder = Path(path) if os.path.isabs(path) else _fetch_config(spec, path).parent
+    return str(_json(spec, folder / "config.json").get("model_type"))
+
+
 @contextmanager
 def local_folder(spec: ModelSpec, unused: Sequence[str] = ()) -> Iterator[Path]:
     """A folder for `from_pretrained` that names no file which holds `unused` tensors alone.

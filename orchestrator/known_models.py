@@ -1,0 +1,90 @@
+"""The checkpoints that the paper's sweep and its kin use, as published, and what they need.
+
+Shapes are those of the checkpoints' config.json on the hub, read off public copies of them (not
+off the files themselves, which this project's tests can't fetch); parameters follow from them and
+are what is loaded here: of Qwen2.5-Omni the Thinker without its talker. Licences are those that
+the model cards named at the time of writing: read the card before you use one.
+"""
+
+from dataclasses import dataclass
+
+from avflow.workers.engine.memory import peak_bytes, shapes_of
+from avflow.workers.models.base import DTYPES, ModelInfo
+
+# The paper's largest input: 128 frames at 2 a second are 64 frame pairs of 144 tokens and 64 s of
+# sound at 25 tokens a second; some 200 of system prompt, question and options.
+PAPER_TOKENS = 64 * 144 + 64 * 25 + 200
+BYTE_BUDGET = 2**31  # a sweep's default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A checkpoint on the hub. `info.digest` is empty: it is known only of files. `licence`: its
+    own and, where that is another, that of the model it is built on."""
+
+    checkpoint: str
+    family: str
+    info: ModelInfo
+    licence: str
+
+
+def _info(  # noqa: PLR0917 (a row of a table)
+    n_layers: int,
+    hidden_size: int,
+    heads: tuple[int, int],
+    intermediate_size: int,
+    vocab_size: int,
+    parameters: int,
+) -> ModelInfo:
+    """`heads` of queries, of keys and values; heads of 128, as all of these have."""
+    return ModelInfo(
+        n_layers=n_layers,
+        hidden_size=hidden_size,
+        n_heads=heads[0],
+        n_kv_heads=heads[1],
+        head_size=128,
+        intermediate_size=intermediate_size,
+        vocab_size=vocab_size,
+        parameters=parameters,
+        digest="",
+    )
+
+
+PUBLISHED: tuple[Published, ...] = (
+    Published(
+        checkpoint="Qwen/Qwen2.5-Omni-3B",
+        family="qwen2_5_omni",
+        info=_info(36, 2048, (16, 2), 11008, 151936, 4_703_464_448),
+        licence="Qwen Research",
+    ),
+    Published(
+        checkpoint="Qwen/Qwen2.5-Omni-7B",
+        family="qwen2_5_omni",
+        info=_info(28, 3584, (28, 4), 18944, 152064, 8_931_813_888),
+        licence="Apache-2.0",
+    ),
+    Published(
+        checkpoint="tsinghua-ee/video-SALMONN2_plus_3B_full",
+        family="video_salmonn2",
+        info=_info(36, 2048, (16, 2), 11008, 151936, 4_677_981_184),
+        licence="Apache-2.0, Qwen Research",
+    ),
+    Published(
+        checkpoint="tsinghua-ee/video-SALMONN2_plus_7B_full",
+        family="video_salmonn2",
+        info=_info(28, 3584, (28, 4), 18944, 152064, 9_220_244_992),
+        licence="Apache-2.0",
+    ),
+    Published(
+        checkpoint="tsinghua-ee/video-SALMONN2_plus_72B_full",
+        family="video_salmonn2",
+        info=_info(80, 8192, (64, 8), 29568, 152064, 74_353_016_064),
+        licence="Apache-2.0, Qwen",
+    ),
+)
+
+
+def needed_bytes(info: ModelInfo, dtype: str, n_tokens: int = PAPER_TOKENS) -> int:
+    """What a sample of so many tokens takes at its peak, weights included."""
+    shapes = shapes_of(info, info.head_size, n_tokens, DTYPES[dtype].itemsize)
+    return peak_bytes(shapes, info.weight_bytes(dtype), BYTE_BUDGET)

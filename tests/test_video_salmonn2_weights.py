@@ -153,6 +153,13 @@ def test_a_tokenizer_of_other_ids_is_refused(broken: Path) -> None:
         load(spec_of(broken, dtype="int8"), "cpu")
 
 
+def test_the_generation_config_is_the_checkpoints(broken: Path) -> None:
+    wanted = {"repetition_penalty": 1.05, "eos_token_id": [2, 3]}
+    (broken / "generation_config.json").write_text(json.dumps(wanted))
+    hf: Any = load(spec_of(broken), "cpu").hf_model
+    assert {key: getattr(hf.generation_config, key) for key in wanted} == wanted
+
+
 def test_a_tied_head_may_be_left_out(broken: Path) -> None:
     """As in the 3B."""
     for shard in SHARDS:

@@ -9,6 +9,7 @@ docs/models.md.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -154,7 +155,7 @@ def load(spec: ModelSpec, devices: Sequence[str]) -> VideoSalmonn:
     )
 
 
-def _model(spec: ModelSpec, folder: Any, config: dict[str, Any], devices: Sequence[str]) -> Any:
+def _model(spec: ModelSpec, folder: Path, config: dict[str, Any], devices: Sequence[str]) -> Any:
     """The module with the checkpoint's weights, every one of them accounted for."""
     import transformers
 
@@ -182,6 +183,8 @@ def _model(spec: ModelSpec, folder: Any, config: dict[str, Any], devices: Sequen
             f"model {spec.name}: transformers {hf.__version__} did not take {len(lost)} weights: "
             f"{', '.join(lost[:5])} ..."
         )
+    if (folder / "generation_config.json").is_file():  # for those who ask what it would change
+        model.generation_config = hf.GenerationConfig.from_pretrained(folder)
     model.eval().requires_grad_(False)
     return model
 

@@ -73,6 +73,19 @@ def sink_table(run: str | Path) -> pl.DataFrame:
     )
 
 
+def portraits(run: str | Path) -> pl.DataFrame:
+    """Maps, norms and sinks of the first sample by name that has all there are, a model and data
+    set: what figures show."""
+    rows = query(run, "SELECT * FROM probes WHERE probe <> 'last_attention'")
+    scope = ["model", "dataset"]
+    held = rows.group_by(*scope, "sample_id").agg(kinds=pl.col("probe").n_unique())
+    chosen = held.sort("kinds", "sample_id", descending=[True, False]).unique(
+        scope, keep="first", maintain_order=True
+    )
+    order = [*scope, "probe", "layer", "position", "key", "dimension"]
+    return rows.join(chosen, on=[*scope, "sample_id"], how="semi").sort(order)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionMap:
     """Mean attention in bins of `width` positions, queries down and keys across.

@@ -8,7 +8,7 @@ from typing import Any, Final
 import polars as pl
 
 from avflow.orchestrator.config import SweepConfig
-from avflow.orchestrator.extras_results import last_attention_table, sink_table
+from avflow.orchestrator.extras_results import last_attention_table, portraits, sink_table
 from avflow.orchestrator.paths import RunPaths
 from avflow.orchestrator.results import TaskStatus, query, read, standing_failures, status
 from avflow.orchestrator.run_folder import sessions
@@ -26,7 +26,8 @@ _CELLS: Final = """
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """`curves` is `statistics.curve_table` of all cells; `interventions` the rows of that table;
-    `last_attention` and `sinks` the tables of `extras_results`; `created_ms` counts from 1970."""
+    `last_attention`, `sinks` and `portraits` the tables of `extras_results`; `created_ms` counts
+    from 1970."""
 
     curves: pl.DataFrame
     tasks: tuple[TaskStatus, ...]
@@ -34,6 +35,7 @@ class Outcome:
     interventions: pl.DataFrame
     last_attention: pl.DataFrame
     sinks: pl.DataFrame
+    portraits: pl.DataFrame
     own: tuple[Pathway, ...]
     created_ms: int
 
@@ -52,6 +54,7 @@ def read_outcome(paths: RunPaths, config: SweepConfig) -> Outcome:
         interventions=read(paths.root, "interventions"),
         last_attention=last_attention_table(paths.root),
         sinks=sink_table(paths.root),
+        portraits=portraits(paths.root),
         own=config.own_pathways(),
         created_ms=_created_ms(paths),
     )

@@ -6,6 +6,7 @@ from typing import Final
 
 import polars as pl
 
+from avflow.orchestrator.extras_figures import probe_figures
 from avflow.orchestrator.extras_results import intervention_table, intervention_words
 from avflow.orchestrator.figures import save_figures, sweep_figures
 from avflow.orchestrator.findings import findings
@@ -35,7 +36,8 @@ def report_digest(outcome: Outcome) -> str:
     """Of everything that the report shows."""
     extras = _extras(outcome).values()
     tables = [
-        table.write_csv(float_precision=12) for table in (outcome.curves, outcome.failures, *extras)
+        table.write_csv(float_precision=12)
+        for table in (outcome.curves, outcome.failures, outcome.portraits, *extras)
     ]
     tasks = [asdict(task) for task in outcome.tasks]
     labels = [pathway.label for pathway in outcome.own]
@@ -67,7 +69,9 @@ def write_report(paths: RunPaths, outcome: Outcome) -> None:
     stamp.unlink(missing_ok=True)
     for old in (*folder.glob("*.svg"), *folder.glob("*.png")):
         old.unlink()
-    save_figures(sweep_figures(outcome.curves, outcome.tasks, outcome.own), folder)
+    figures = sweep_figures(outcome.curves, outcome.tasks, outcome.own)
+    figures |= probe_figures(outcome.last_attention, outcome.portraits, outcome.tasks)
+    save_figures(figures, folder)
     outcome.curves.write_csv(folder / "curves.csv")
     peak_table(outcome.curves).write_csv(folder / "peaks.csv")
     outcome.failures.write_csv(folder / "failures.csv")

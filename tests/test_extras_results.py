@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from stored_run import INFO, config, sample, sample_done
+from stored_run import INFO, config, make_plan, sample, sample_done
 
 from avflow.orchestrator.data import LoadedDataset, fingerprint
 from avflow.orchestrator.errors import ConfigError
+from avflow.orchestrator.extras_figures import probe_figures
 from avflow.orchestrator.extras_results import (
     attention_map,
     intervention_table,
@@ -16,10 +17,12 @@ from avflow.orchestrator.extras_results import (
     last_attention_table,
     sink_table,
 )
+from avflow.orchestrator.outcome import read_outcome
 from avflow.orchestrator.paths import RunPaths
 from avflow.orchestrator.plan import build_plan
+from avflow.orchestrator.report import write_report
 from avflow.orchestrator.results import read
-from avflow.orchestrator.run_folder import claim
+from avflow.orchestrator.run_folder import claim, stored_config
 from avflow.orchestrator.store import ResultStore
 from avflow.workers.protocol import InterventionDone, ProbeDone, ProbeName, UnitSpec
 
@@ -40,7 +43,9 @@ PROBES = [
 ]
 
 
-def intervened(unit: UnitSpec, key: str, *, correct: bool, seconds: float | None = None) -> object:
+def intervened(
+    unit: UnitSpec, key: str, *, correct: bool, seconds: float | None = None
+) -> InterventionDone:
     (spec,) = (spec for spec in unit.extras if spec.key == key)
     return InterventionDone(
         unit_id=unit.unit_id,
@@ -155,9 +160,29 @@ def test_a_map_comes_back_as_a_matrix_with_its_edges(run: Path) -> None:
         attention_map(run, "tiny", "sight-0", 7)
 
 
-def test_a_run_without_extras_has_empty_tables(tmp_path: Path) -> None:
-    from stored_run import make_plan
+def test_the_report_draws_and_lists_what_was_asked(run: Path) -> None:
+    paths = RunPaths(run)
+    outcome = read_outcome(paths, stored_config(paths))
+    write_report(paths, outcome)
+    drawn = {path.name for path in paths.report.glob("*.svg")}
+    assert drawn == {"fig1-last_attention.svg", "fig1-maps.svg", "fig2-sinks.svg"}
+    assert "dimension" in (paths.report / "fig2-sinks.svg").read_text()
+    assert "mask,late,2 3,2,0.5,1.0" in (paths.report / "interventions.csv").read_text()
+    assert (paths.report / "findings.txt").read_text().startswith("discard full: 100.0% of 3")
+    (figure,) = [
+        figure
+        for name, figure in probe_figures(
+            outcome.last_attention, outcome.portraits, outcome.tasks
+        ).items()
+        if name == "fig1-last_attention"
+    ]
+    (axes,) = figure.get_axes()
+    lines = {str(line.get_label()): line.get_ydata() for line in axes.get_lines()}
+    np.testing.assert_allclose(lines["video"], [0.25])  # of 0, 0.25 and 0.5
+    np.testing.assert_allclose(lines["last"], [0.5])
 
+
+def test_a_run_without_extras_has_empty_tables(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     claim(paths, make_plan())
     rows = read(tmp_path, "interventions")
@@ -169,8 +194,6 @@ def test_a_run_without_extras_has_empty_tables(tmp_path: Path) -> None:
 
 
 def test_what_was_not_planned_is_not_stored(run: Path, tmp_path: Path) -> None:
-    from stored_run import make_plan
-
     plan = make_plan()
     store = ResultStore(RunPaths(tmp_path), plan)
     with pytest.raises(KeyError):

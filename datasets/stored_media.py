@@ -10,7 +10,7 @@ while they are decoded, under a path that decoders can open, and vanish with it.
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _CELL = re.compile(r"(?P<file>.+\.parquet)#(?P<column>[^/#]+)/(?P<row>\d+)")
 _BUFFER_BYTES = 1 << 20
+_COARSE_BYTES = 256 << 20
 
 
 def cell_path(file: str, column: str, row: int) -> str:
@@ -47,6 +48,33 @@ def opened(root: Path, path: str) -> Iterator[Path]:
             yield file
         except MediaError as error:
             raise MediaError(str(error).replace(str(file), str(root / path))) from error
+
+
+def coarse_tables(root: Path, paths: Iterable[str]) -> Iterator[str]:
+    """A warning for each table among these media whose row groups are too large to read one cell.
+
+    A page of a column is read whole, and a group that was written at once may be a single page.
+    """
+    from pyarrow.parquet import read_metadata
+
+    columns: dict[str, set[str]] = {}
+    for cell in filter(None, map(_CELL.fullmatch, paths)):
+        columns.setdefault(cell["file"], set()).add(cell["column"])
+    for file, names in columns.items():
+        groups = read_metadata(inside(root, file))
+        sizes = [
+            column.total_uncompressed_size
+            for group in map(groups.row_group, range(groups.num_row_groups))
+            for column in map(group.column, range(group.num_columns))
+            if column.path_in_schema.partition(".")[0] in names
+        ]
+        largest = max(sizes, default=0)
+        if largest > _COARSE_BYTES:
+            yield (
+                f"{root / file}: media lie in row groups of up to {largest / 1e9:.2g} GB a column, "
+                "and each may take that much memory, several times over, to read one; write the "
+                "file anew with smaller groups (docs/datasets.md, Folders)"
+            )
 
 
 def _read_cell(file: Path, column: str, row: int) -> bytes:

@@ -19,6 +19,7 @@ from avflow.datasets.selections import (
     Task,
     check_counts,
 )
+from avflow.datasets.stored_media import coarse_tables
 from avflow.orchestrator.dataset_config import (
     READERS,
     AvOdysseyDataset,
@@ -44,7 +45,8 @@ class LoadedDataset:
 
     `fingerprint` is of the questions, answers and file names, not of the files' bytes: a mended
     file is the same sample. `left_out` are questions that can't be asked; `checks` compare the
-    samples with the paper's tables, where it has any for this selection.
+    samples with the paper's tables, where it has any for this selection; `notes` say what else a
+    person should know.
     """
 
     root: Path
@@ -52,6 +54,7 @@ class LoadedDataset:
     fingerprint: str
     left_out: tuple[LeftOut, ...] = ()
     checks: tuple[CountCheck, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def warnings(self) -> list[str]:
         """What is not as it should be, a line each; of many rows left out, the first.
@@ -63,7 +66,12 @@ class LoadedDataset:
         counts = [str(c) for c in bad if not c.part or c.task not in totals]
         rows = [f"left out: {row}" for row in self.left_out[:MOST_WARNINGS]]
         more = len(self.left_out) - len(rows)
-        return [*counts, *rows, *([f"left out: {more} questions more"] if more else [])]
+        return [
+            *self.notes,
+            *counts,
+            *rows,
+            *([f"left out: {more} questions more"] if more else []),
+        ]
 
 
 def all_warnings(datasets: Mapping[str, LoadedDataset]) -> list[str]:
@@ -103,6 +111,7 @@ def load_samples(config: DatasetConfig) -> LoadedDataset:
         fingerprint=fingerprint(samples),
         left_out=left_out,
         checks=_checks(config, samples),
+        notes=tuple(coarse_tables(root, (part.path for s in samples for part in s.media))),
     )
 
 

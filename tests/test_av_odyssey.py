@@ -117,6 +117,19 @@ def test_cells_may_hold_bytes_beside_a_path(tmp_path: Path) -> None:
     assert not file.exists()
 
 
+def test_tables_in_large_pieces_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_odyssey(tmp_path, odyssey_rows({"Animal Recognition": 4}), media=True)
+    assert load("av_odyssey", root).notes == ()
+    monkeypatch.setattr("avflow.datasets.stored_media._COARSE_BYTES", 1000)
+    loaded = load("av_odyssey", root)
+    assert [note.partition(": ")[0] for note in loaded.notes] == [
+        str(root / f"av_odyssey_part{i}.parquet") for i in (1, 2)
+    ]
+    assert "row groups of up to" in loaded.warnings()[0]
+
+
 def test_a_snapshot_in_the_hub_s_cache_is_read_in_place(tmp_path: Path) -> None:
     rows = odyssey_rows({"Animal Recognition": 2})
     file = write_odyssey(tmp_path / "elsewhere", rows, media=True, parts=1)

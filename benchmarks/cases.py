@@ -26,7 +26,7 @@ from avflow.workers.engine.baseline import Baseline, run_baseline
 from avflow.workers.engine.cost import Cost, batch_cost, knockout_floor, plain_cost, prefill_floor
 from avflow.workers.engine.head import last_probabilities
 from avflow.workers.engine.memory import Shapes, piece_tokens
-from avflow.workers.engine.plan import Batch, compose_batches
+from avflow.workers.engine.plan import Batch, checkpoints, compose_batches
 from avflow.workers.engine.replay import replay
 from avflow.workers.engine.rows import Knockout
 from avflow.workers.models.base import Decoder, Embedded
@@ -306,17 +306,20 @@ def plan(case: Case, pathways: Sequence[Pathway]) -> Job:
 
 def prefill(case: Case, job: Job) -> Baseline:
     """The baseline that the job's batches start from."""
-    starts = {(batch.first_layer, batch.start) for batch in job.batches}
-    return run_baseline(case.decoder, case.embedded, starts)
+    return run_baseline(case.decoder, case.embedded, checkpoints(job.batches))
 
 
 def engine(case: Case, job: Job, baseline: Baseline) -> dict[tuple[str, int], Tensor]:
     """(pathway, centre layer) -> probabilities [V]; the baseline given."""
     found: dict[tuple[str, int], Tensor] = {}
     tokens = piece_tokens(case.shapes, case.size.byte_budget)
+    trunk: Tensor | None = None
     for batch in job.batches:
-        last = replay(case.decoder, baseline, case.layout, batch, tokens)
-        rows = last_probabilities(case.decoder, last[1:])
+        if batch.opens:
+            trunk = baseline.residual[batch.first_layer, batch.start][0]
+        done = replay(case.decoder, baseline, trunk, batch, tokens)
+        trunk = done.trunk
+        rows = last_probabilities(case.decoder, done.last[1:])
         for answers, probabilities in zip(batch.wanted_by, rows, strict=True):
             for number, center in answers:
                 found[job.pathways[number].name, center] = probabilities
@@ -325,7 +328,7 @@ def engine(case: Case, job: Job, baseline: Baseline) -> dict[tuple[str, int], Te
 
 def executed(case: Case, job: Job) -> Cost:
     """What the engine executes for a job, the prefill apart."""
-    costs = (batch_cost(case.layout, case.shapes, batch) for batch in job.batches)
+    costs = (batch_cost(case.shapes, batch) for batch in job.batches)
     return sum(costs, Cost())
 
 

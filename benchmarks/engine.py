@@ -54,9 +54,9 @@ ALONE = ("video_to_question", "audio_video_mutual", "audio_to_video", "cross_fra
          "video_to_true_option", "question_to_last")  # fmt: skip
 BY_WEIGHTS = ("true_option", "last")  # targets that are so few that weights are what is read
 QUICK = Size(
-    layers=8, hidden=512, intermediate=2048, heads=8, kv_heads=2, vocabulary=4000,
-    vision=SMALL_VISION, audio=SMALL_AUDIO, chunks=5, pair_patches=(10, 16), sound=16,
-    question=96, window=3, byte_budget=2**29,
+    layers=12, hidden=384, intermediate=1536, heads=6, kv_heads=2, vocabulary=4000,
+    vision=SMALL_VISION, audio=SMALL_AUDIO, chunks=4, pair_patches=(10, 16), sound=16,
+    question=96, window=5, byte_budget=2**29,
 )  # fmt: skip
 
 

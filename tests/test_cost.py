@@ -44,7 +44,7 @@ def blocking(
 
 def executed(layout: Layout, shapes: Shapes, knockouts: list[Knockout], budget: int) -> cost.Cost:
     batches = compose_batches(layout, knockouts, shapes, budget)
-    return sum((cost.batch_cost(layout, shapes, batch) for batch in batches), cost.Cost())
+    return sum((cost.batch_cost(shapes, batch) for batch in batches), cost.Cost())
 
 
 def test_flops_of_a_token_layer_by_hand() -> None:

@@ -24,7 +24,7 @@ from avflow.workers.engine.attention import NAME, replaying
 from avflow.workers.engine.baseline import run_baseline
 from avflow.workers.engine.head import last_probabilities
 from avflow.workers.engine.memory import Shapes, piece_tokens
-from avflow.workers.engine.plan import compose_batches
+from avflow.workers.engine.plan import checkpoints, compose_batches
 from avflow.workers.engine.replay import replay
 from avflow.workers.engine.rows import Knockout
 from avflow.workers.models.base import Embedded, UnsupportedModelError
@@ -71,18 +71,21 @@ def replayed(
     """Probabilities [V] by (knockout, set of layers)."""
     shapes = shapes_for(tiny, layout)
     batches = compose_batches(layout, knockouts, shapes, budget)
-    starts = {(batch.first_layer, batch.start) for batch in batches}
-    baseline = run_baseline(tiny.decoder, embedded, starts)
+    baseline = run_baseline(tiny.decoder, embedded, checkpoints(batches))
     found = {
         (number, index): baseline.probabilities
         for number, asked in enumerate(knockouts)
         for index in range(len(asked.layer_sets))
     }
+    trunk: Tensor | None = None
     for batch in batches:
-        last = replay(tiny.decoder, baseline, layout, batch, piece_tokens(shapes, budget))
-        trunk, *rows = last_probabilities(tiny.decoder, last)
+        if batch.opens:
+            trunk = baseline.residual[batch.first_layer, batch.start][0]
+        done = replay(tiny.decoder, baseline, trunk, batch, piece_tokens(shapes, budget))
+        trunk = done.trunk
+        control, *rows = last_probabilities(tiny.decoder, done.last)
         if batch.control:  # an unmasked row is the baseline
-            assert (trunk - baseline.probabilities).abs().max() <= control_tolerance(tiny)
+            assert (control - baseline.probabilities).abs().max() <= control_tolerance(tiny)
         for answers, probabilities in zip(batch.wanted_by, rows, strict=True):
             found.update(dict.fromkeys(answers, probabilities))
     return found

@@ -29,7 +29,7 @@ def test_each_layer_is_walked_once_for_rows_that_are_still_one(asked) -> None:
     rows = family(sorted(asked))
     history: dict[int, tuple[int, ...]] = {}  # masked layers that a live row has been through
     work = 0
-    for step in steps(rows, range(10), control=False):
+    for step in steps(rows, range(10), trunk_until=0):
         for child, parent in step.forks:
             assert child not in history
             history[child] = history[parent]
@@ -115,7 +115,9 @@ def test_halves_hold_the_same_rows_and_one_control(random_layout) -> None:
         (r.mask, r.layers) for r in batch.rows
     ]
     assert (first.control, second.control) == (True, False)
-    assert first.first_layer == second.first_layer == batch.first_layer
+    assert first.first_layer == batch.first_layer
+    assert first.hand_over == second.first_layer == second.rows[0].layers[0]
+    assert second.hand_over is None
 
 
 def test_a_bigger_budget_never_holds_fewer_rows() -> None:

@@ -268,10 +268,10 @@ def test_memory_that_runs_out_halves_the_batch(
     """The allocator is the one thing that can't be made to fail for real on any machine."""
     most, real = 7, batches.replay
 
-    def replay_of_a_small_device(decoder, baseline, layout, batch, tokens):
+    def replay_of_a_small_device(decoder, baseline, trunk, batch, tokens):
         if len(batch.rows) > most:
             raise torch.OutOfMemoryError(f"{len(batch.rows)} rows are too many")
-        return real(decoder, baseline, layout, batch, tokens)
+        return real(decoder, baseline, trunk, batch, tokens)
 
     spec = unit((curve("video_to_question"), curve("audio_to_question")))
     whole = run(model, spec)
@@ -304,10 +304,10 @@ def test_a_batch_that_fails_costs_its_curves_alone(
 ) -> None:
     real = batches.replay
 
-    def fails_late(decoder, baseline, layout, batch, tokens):
-        if batch.start == layout.n_tokens - 1:
+    def fails_late(decoder, baseline, trunk, batch, tokens):
+        if batch.start == batch.layout.n_tokens - 1:
             raise ValueError("not this one")
-        return real(decoder, baseline, layout, batch, tokens)
+        return real(decoder, baseline, trunk, batch, tokens)
 
     monkeypatch.setattr(batches, "replay", fails_late)
     events = run(model, unit((curve("video_to_question"), curve("video_to_last"))))

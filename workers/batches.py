@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avflow.pathways.layout import Layout
 from avflow.workers.engine.baseline import Baseline
 from avflow.workers.engine.cost import Cost, batch_cost
 from avflow.workers.engine.head import last_probabilities
@@ -78,19 +77,20 @@ class BatchRunner:
         *,
         decoder: Decoder,
         baseline: Baseline,
-        layout: Layout,
         shapes: Shapes,
         byte_budget: int,
         reader: Reader,
     ) -> None:
-        self.decoder, self.baseline, self.layout = decoder, baseline, layout
+        self.decoder, self.baseline = decoder, baseline
         self.shapes, self.byte_budget, self.reader = shapes, byte_budget, reader
         self.cost = Cost()
         self.split_batches = 0
+        self._handed_over: Tensor | None = None
 
     def run(self, batch: Batch) -> Outcome:
         """The trunk's outcome, then each row's. Without `batch.control` the first means nothing.
 
+        A group's batches are run in their order: each begins with what the one before handed over.
         A batch that the device has no room for is cut in two, and counted; one row that does not
         fit raises what torch raised.
         """
@@ -99,9 +99,11 @@ class BatchRunner:
     def _run(self, batch: Batch, tokens_a_piece: int) -> Outcome:
         if self._fits(batch) or len(batch.rows) == 1:
             try:
-                last = replay(self.decoder, self.baseline, self.layout, batch, tokens_a_piece)
-                outcome = self.reader.read_last(self.decoder, last)
-                self.cost += batch_cost(self.layout, self.shapes, batch)
+                trunk = self._trunk(batch)
+                done = replay(self.decoder, self.baseline, trunk, batch, tokens_a_piece)
+                outcome = self.reader.read_last(self.decoder, done.last)
+                self._handed_over = done.trunk
+                self.cost += batch_cost(self.shapes, batch)
                 return outcome
             except RuntimeError as error:
                 if not is_out_of_memory(error) or len(batch.rows) == 1:
@@ -112,6 +114,13 @@ class BatchRunner:
         self.split_batches += 1
         first, second = (self._run(part, tokens_a_piece // 2) for part in halves(batch))
         return Outcome.join([first, second[range(1, len(second.token))]])
+
+    def _trunk(self, batch: Batch) -> Tensor:
+        if batch.opens:
+            return self.baseline.residual[batch.first_layer, batch.start][0]
+        if self._handed_over is None:
+            raise ValueError("a batch before this one, of the same group, has not been run")
+        return self._handed_over
 
     def _fits(self, batch: Batch) -> bool:
         """Whether the device has room for the batch now. A CPU is taken to have it."""

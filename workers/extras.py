@@ -16,7 +16,7 @@ from avflow.pathways.pathway import blocked_segments, first_target
 from avflow.workers.batches import BatchRunner, Outcome
 from avflow.workers.engine.discard import Prefill, timed_prefill
 from avflow.workers.engine.memory import Shapes
-from avflow.workers.engine.plan import Batch, compose_batches
+from avflow.workers.engine.plan import Batch, checkpoints, compose_batches
 from avflow.workers.engine.probes import ProbeRow, run_probes
 from avflow.workers.engine.rows import Knockout
 from avflow.workers.failing import failure, ruins_worker
@@ -44,9 +44,8 @@ class Masks:
 
     @property
     def checkpoints(self) -> set[tuple[int, int]]:
-        """(layer, start) of every batch's beginning."""
-        batches = [batch for batch in self.batches.values() if isinstance(batch, Batch)]
-        return {(batch.first_layer, batch.start) for batch in batches}
+        """(layer, start) where the baseline is kept for them."""
+        return checkpoints([b for b in self.batches.values() if isinstance(b, Batch)])
 
 
 def plan_masks(unit: UnitSpec, layout: Layout, shapes: Shapes) -> Masks:

@@ -25,7 +25,7 @@ from avflow.workers.decode import media_notes
 from avflow.workers.engine.baseline import Baseline, run_baseline
 from avflow.workers.engine.cost import knockout_floor, prefill_floor
 from avflow.workers.engine.memory import Shapes, shapes_of
-from avflow.workers.engine.plan import Batch, compose_batches
+from avflow.workers.engine.plan import Batch, checkpoints, compose_batches
 from avflow.workers.engine.rows import Knockout
 from avflow.workers.extras import Extras, plan_masks
 from avflow.workers.failing import failure, ruins_worker
@@ -55,8 +55,8 @@ def run_unit(
         with meter.timed("prefill"):
             planned = _plan(model, unit, prepared, embedded, curves)
             masks = plan_masks(unit, prepared.layout, planned.shapes)
-            checkpoints = planned.checkpoints | masks.checkpoints
-            baseline = run_baseline(model.decoder, embedded, checkpoints)
+            kept = planned.checkpoints | masks.checkpoints
+            baseline = run_baseline(model.decoder, embedded, kept)
     except Exception as error:  # a bad sample is data for the coordinator's policy, whatever it is
         if ruins_worker(error):
             raise
@@ -90,9 +90,8 @@ class _Planned:
 
     @property
     def checkpoints(self) -> set[tuple[int, int]]:
-        """(layer, start) of every batch's beginning."""
-        batches = (*self.if_correct[1], *self.if_wrong[1])
-        return {(batch.first_layer, batch.start) for batch in batches}
+        """(layer, start) where the baseline is kept for them."""
+        return checkpoints((*self.if_correct[1], *self.if_wrong[1]))
 
 
 def _plan(
@@ -136,7 +135,6 @@ class _Work:
         self.runner = BatchRunner(
             decoder=model.decoder,
             baseline=baseline,
-            layout=self.layout,
             shapes=self.shapes,
             byte_budget=unit.byte_budget,
             reader=reader,
@@ -150,13 +148,12 @@ class _Work:
                 rows = [0] * len(self.kept[i].spec.center_layers)  # no edge to block: the baseline
                 yield self._curve_done(self.kept[i], self.base[rows], self.base)
                 wanted.discard(i)
-        # A group's first batch has its control: all of its batches are run, or none.
+        # A group's batches build on each other: all of them are run, or none.
         asked = {batch.group for batch in self.batches if batch.knockouts & wanted}
         controls: dict[int, Outcome] = {}
         found: dict[int, dict[int, Outcome]] = {i: {} for i in wanted}
         for batch in self.batches:
-            here = sorted(batch.knockouts & wanted)
-            if batch.group not in asked or not (here or batch.control):
+            if batch.group not in asked:
                 continue
             try:
                 with meter.timed("replay"):
@@ -164,12 +161,13 @@ class _Work:
             except Exception as error:  # costs this batch's curves; the others go on
                 if ruins_worker(error):
                     raise
-                of_group = [b.knockouts for b in self.batches if b.group == batch.group]
-                lost = sorted(frozenset().union(*of_group) & wanted) if batch.control else here
+                of_group = (b.knockouts for b in self.batches if b.group == batch.group)
+                lost = sorted(wanted.intersection(frozenset().union(*of_group)))
                 yield from (
                     failure(self.unit.unit_id, self.kept[i].spec.key, "replay", error) for i in lost
                 )
                 wanted.difference_update(lost)
+                asked.discard(batch.group)
                 continue
             if batch.control:
                 controls[batch.group] = outcome[[0]]
@@ -177,7 +175,7 @@ class _Work:
                 for i, at in answers:
                     if i in wanted:
                         found[i][at] = outcome[[number + 1]]
-            for i in here:
+            for i in sorted(batch.knockouts & wanted):
                 if len(found[i]) == len(self.kept[i].knockout.layer_sets):
                     rows_of = found.pop(i)
                     whole = Outcome.join([rows_of[at] for at in sorted(rows_of)])

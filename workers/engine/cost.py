@@ -78,14 +78,14 @@ def prefill_floor(shapes: Shapes) -> Cost:
     return Cost(token_layers=n_layers * n, flops=float(flops))
 
 
-def batch_cost(layout: Layout, shapes: Shapes, batch: Batch) -> Cost:
+def batch_cost(shapes: Shapes, batch: Batch) -> Cost:
     """What `replay` executes for a batch, the trunk included."""
-    edges = [_Edges.of(layout, mask.blocked, batch.start) for mask in batch.masks]
-    causal = _Edges.of(layout, None, batch.start)
+    edges = [_Edges.of(batch.layout, mask.blocked, batch.start) for mask in batch.masks]
+    causal = _Edges.of(batch.layout, None, batch.start)
     m, top = shapes.n_tokens - batch.start, shapes.n_layers - 1
     token_layers = flops = 0
     layers = range(batch.first_layer, shapes.n_layers)
-    for step in steps(batch.rows, layers, control=batch.control):
+    for step in steps(batch.rows, layers, batch.trunk_until(shapes.n_layers)):
         running = [
             edges[batch.rows[row].mask] if row in step.masked else causal for row in step.running
         ] + [causal] * step.trunk
@@ -162,7 +162,7 @@ def _mask_floor(
     m, top = shapes.n_tokens - knockout.start, shapes.n_layers - 1
     queries = edges = keys = unseen = 0
     rows = family([(0, layers) for layers in layer_sets])
-    for step in steps(rows, range(shapes.n_layers), control=False):
+    for step in steps(rows, range(shapes.n_layers), 0):
         running = [masked if row in step.masked else causal for row in step.running]
         if step.layer < top:
             queries += m * len(running) + masked.n_targets * len(step.joins)

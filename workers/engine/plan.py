@@ -5,7 +5,7 @@ is still missing, on free memory or on timing: an interrupted run, resumed, then
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,17 +29,26 @@ class Batch:
     """Rows that are replayed together, from position `start` on, off a trunk that begins with the
     baseline's residual stream at layer `first_layer`.
 
-    `wanted_by[i]` are the (knockout, layer set) numbers that row i answers. `control`: the trunk
-    goes to the last layer, as a row without a mask; of a group's batches the first has one.
+    `wanted_by[i]` are the (knockout, layer set) numbers that row i answers. A group's batches
+    follow each other up the layers: the trunk's state at layer `hand_over` is what the next one
+    begins with (None: the last of its group); the one that `opens` the group begins with the
+    baseline's. `control`: the trunk goes on to the last layer, as a row without a mask.
     """
 
+    layout: Layout
     group: int
     start: int
     first_layer: int
     masks: tuple[Mask, ...]
     rows: tuple[Row, ...]
     wanted_by: tuple[tuple[tuple[int, int], ...], ...]
+    opens: bool
+    hand_over: int | None
     control: bool
+
+    def trunk_until(self, n_layers: int) -> int:
+        """The layer whose input the trunk is needed for, whatever leaves it."""
+        return n_layers if self.control else self.hand_over or 0
 
     @property
     def knockouts(self) -> frozenset[int]:
@@ -73,35 +82,43 @@ def compose_batches(
             part = ordered[at : at + size]
             batches.append(
                 Batch(
+                    layout=layout,
                     group=number,
                     start=start,
                     first_layer=part[0][1][0],
                     masks=held,
                     rows=family(part),
                     wanted_by=tuple(tuple(asked[row]) for row in part),
+                    opens=at == 0,
+                    hand_over=ordered[at + size][1][0] if at + size < len(ordered) else None,
                     control=at == 0,
                 )
             )
     return tuple(batches)
 
 
+def checkpoints(batches: Sequence[Batch]) -> set[tuple[int, int]]:
+    """(layer, start) where the baseline is kept: where each group's first batch begins."""
+    return {(batch.first_layer, batch.start) for batch in batches if batch.opens}
+
+
 def halves(batch: Batch) -> tuple[Batch, Batch]:
     """The same work in two, for a device that turned out too small. At least two rows."""
     cut = len(batch.rows) // 2
-    return _part(batch, 0, cut), _part(batch, cut, len(batch.rows))
-
-
-def _part(batch: Batch, low: int, high: int) -> Batch:
-    rows = [(row.mask, row.layers) for row in batch.rows[low:high]]
-    return Batch(
-        group=batch.group,
-        start=batch.start,
-        first_layer=batch.first_layer,
-        masks=batch.masks,
-        rows=family(rows),
-        wanted_by=batch.wanted_by[low:high],
-        control=batch.control and low == 0,
+    between = batch.rows[cut].layers[0]
+    rows = [(row.mask, row.layers) for row in batch.rows]
+    first = replace(
+        batch, rows=family(rows[:cut]), wanted_by=batch.wanted_by[:cut], hand_over=between
     )
+    second = replace(
+        batch,
+        first_layer=between,
+        rows=family(rows[cut:]),
+        wanted_by=batch.wanted_by[cut:],
+        opens=False,
+        control=False,
+    )
+    return first, second
 
 
 def _groups(knockouts: Sequence[Knockout], shapes: Shapes) -> list[tuple[int, list[int]]]:

@@ -10,13 +10,13 @@ Shapes: R rows, N prompt tokens, m = N - start replayed positions, D hidden size
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
-from avflow.pathways.layout import Layout
 from avflow.workers.engine.attention import Group, Record, Replay, replaying
 from avflow.workers.engine.backends import View, plan_view
 from avflow.workers.engine.baseline import Baseline
@@ -30,22 +30,31 @@ _TRUNK = 0  # its place among the states; row i's is i + 1
 _ALL = slice(None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """The last layer's output at the last position, [1 + R, D]: the trunk's (of a `control`, else
+    nothing that means anything), then the rows' in their order; and the `trunk` [m, D] that the
+    next batch of the group begins with, if there is one."""
+
+    last: Tensor
+    trunk: Tensor | None
+
+
 @torch.inference_mode()
 def replay(
-    decoder: Decoder, baseline: Baseline, layout: Layout, batch: Batch, tokens_a_piece: int
-) -> Tensor:
-    """The last layer's output at the last position, [1 + R, D]: the trunk's, then the rows' in
-    their order. Without `batch.control` the trunk's is nothing that means anything.
-
-    Needs the baseline's checkpoint at the batch's first layer and start. At most `tokens_a_piece`
-    positions (or one row) go through a layer at a time.
+    decoder: Decoder, baseline: Baseline, trunk: Tensor, batch: Batch, tokens_a_piece: int
+) -> Replayed:
+    """Walk a batch up the layers. `trunk` [m, D]: the undisturbed input of its first layer from
+    its start on, of the baseline's checkpoint or as the batch before handed it over. At most
+    `tokens_a_piece` positions (or one row) go through a layer at a time.
     """
-    walk = _Walk(decoder, baseline, layout, batch, tokens_a_piece)
+    walk = _Walk(decoder, baseline, trunk, batch, tokens_a_piece)
+    n_layers = len(decoder.layers)
     with replaying(decoder.config):
-        layers = range(batch.first_layer, len(decoder.layers))
-        for step in steps(batch.rows, layers, control=batch.control):
+        layers = range(batch.first_layer, n_layers)
+        for step in steps(batch.rows, layers, batch.trunk_until(n_layers)):
             walk.take(step)
-    return walk.last
+    return Replayed(last=walk.last, trunk=walk.handed_over)
 
 
 class _Walk:
@@ -55,16 +64,16 @@ class _Walk:
         self,
         decoder: Decoder,
         baseline: Baseline,
-        layout: Layout,
+        trunk: Tensor,
         batch: Batch,
         tokens_a_piece: int,
     ) -> None:
-        self.decoder, self.baseline, self.layout, self.batch = decoder, baseline, layout, batch
+        self.decoder, self.baseline, self.batch = decoder, baseline, batch
         self.tokens_a_piece = tokens_a_piece
-        trunk = baseline.residual[batch.first_layer, batch.start]
-        self.m, width = trunk.shape[1:]
+        self.m, width = trunk.shape
         self.states = trunk.new_empty(len(batch.rows) + 1, self.m, width)
-        self.states[_TRUNK] = trunk[0]
+        self.states[_TRUNK] = trunk
+        self.handed_over: Tensor | None = None
         self.last = trunk.new_empty(len(batch.rows) + 1, width)
         self.suffix: tuple[Span, ...] = ((batch.start, baseline.n_tokens),)
         self._views: dict[tuple[int | None, tuple[Span, ...], int], View] = {}
@@ -77,6 +86,8 @@ class _Walk:
     def take(self, step: Step) -> None:
         """One layer."""
         layer = self.decoder.layers[step.layer]
+        if step.layer == self.batch.hand_over:
+            self.handed_over = self.states[_TRUNK].clone()
         for child, parent in step.forks:
             self.states[child + 1] = self.states[parent + 1]
         at_the_top = step.layer == len(self.decoder.layers) - 1
@@ -221,7 +232,7 @@ class _Walk:
         if key not in self._views:
             blocked = None if mask is None else self.batch.masks[mask].blocked
             device = self.baseline.keys[0].device
-            self._views[key] = plan_view(self.layout, blocked, queries, own_from, device)
+            self._views[key] = plan_view(self.batch.layout, blocked, queries, own_from, device)
         return self._views[key]
 
 

@@ -71,9 +71,9 @@ class Step:
     masked: frozenset[int]
 
 
-def steps(rows: Sequence[Row], layers: range, *, control: bool) -> Iterator[Step]:
+def steps(rows: Sequence[Row], layers: range, trunk_until: int) -> Iterator[Step]:
     """Layer by layer; no row is born before `layers` begin. The trunk runs as long as rows leave
-    it, and to the end if it is the `control` too."""
+    it, and in any case until it is the input of layer `trunk_until`."""
     joins_at = {row.born for row in rows if row.parent is None}
     for layer in layers:
         numbers = range(len(rows))
@@ -86,7 +86,7 @@ def steps(rows: Sequence[Row], layers: range, *, control: bool) -> Iterator[Step
             ),
             joins=tuple(i for i in numbers if rows[i].parent is None and rows[i].born == layer),
             running=tuple(i for i in numbers if rows[i].born + (rows[i].parent is None) <= layer),
-            trunk=control or layer <= max(joins_at),
+            trunk=layer < trunk_until or layer <= max(joins_at),
             masked=frozenset(i for i in numbers if layer in rows[i].layers),
         )
 

@@ -17,7 +17,7 @@ from avflow.pathways.layout import Layout
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
-# Of a prompt's tensors those that speak of its texts; all others are the media's.
+# Of a prompt's tensors those that depend on its texts; all others are the media's alone.
 TEXT_TENSORS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids", "position_ids"})
 
 

@@ -158,7 +158,8 @@ def reference(path: Path, spec: MediaSpec) -> tuple[torch.Tensor, NDArray[np.flo
             if number in wanted
         ]
     frames = torch.from_numpy(np.stack(kept)).permute(0, 3, 1, 2)
-    height, width = fit(*frames.shape[-2:], spec.frame_max_pixels, spec.patch_multiple)
+    full_height, full_width = kept[0].shape[:2]
+    height, width = fit(full_height, full_width, spec.frame_max_pixels, spec.patch_multiple)
     small = functional.resize(
         frames, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
     ).float()

@@ -107,7 +107,8 @@ class _LocalWorker:
 class LocalExecutor:
     """The same sweep in this process with one worker, under a debugger if you like.
 
-    A hang can't be ended here and a crash ends the sweep: deadlines and deaths take Ray.
+    A model that hangs can't be ended here and one that crashes ends the sweep: these take Ray.
+    A file that hangs or crashes its decoder costs its own sample, here too.
     """
 
     def __init__(self, *, threads: int, worker_class: type[ModelWorker] = ModelWorker) -> None:

@@ -30,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clip, and a picture whose decoding is one call into C that takes most of a second."""
     folder = tmp_path_factory.mktemp("media")
     write_video(folder / "small.mp4", even(2, 10), sound_s=2)
-    Image.new("RGB", (9400, 9400)).save(folder / "big.jpg")
+    Image.new("RGB", (9400, 9400)).save(folder / "big.jpg", progressive=True)
     return folder
 
 

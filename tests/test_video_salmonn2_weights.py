@@ -13,6 +13,7 @@ from torch import Tensor
 
 from avflow.workers.models import describe, load
 from avflow.workers.models.base import UnsupportedModelError
+from avflow.workers.models.placement import device_map
 from avflow.workers.models.tiny import build_tiny_checkpoint
 
 
@@ -96,6 +97,26 @@ def test_a_lora_repository_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UnsupportedModelError, match=r"LoRA adapter .*q_tokens.*_full"):
         describe(spec_of(tmp_path))
+
+
+def test_the_authors_lora_repositories_are_known_by_name() -> None:
+    for size in ("3B", "7B", "72B"):
+        adapter = spec_of(f"tsinghua-ee/video-SALMONN-2_plus_{size}")
+        with pytest.raises(UnsupportedModelError, match=r"is a LoRA adapter, without audio\.q_t"):
+            describe(adapter)
+
+
+def test_every_weight_has_a_device() -> None:
+    """Over several GPUs: a part of the model that none of the map's names holds would be lost."""
+    from avflow.workers.models.video_salmonn2 import parts
+    from avflow.workers.models.video_salmonn2_net import meta_model
+
+    model = meta_model(CONFIG)
+    held = device_map(parts(model), ("cuda:0", "cuda:1"))
+    for name, _ in (*model.named_parameters(), *model.named_buffers()):
+        assert sum(name == part or name.startswith(f"{part}.") for part in held) == 1, name
+    assert held["audio"] == "cuda:0"  # the prompt enters there
+    assert held["lm_head"] == "cuda:1"
 
 
 def test_adapter_weights_under_a_whole_config_are_refused(broken: Path) -> None:

@@ -175,7 +175,7 @@ def _model(spec: ModelSpec, folder: Path, config: dict[str, Any], devices: Seque
         dtype=DTYPES[spec.dtype],
         # The encoders keep sdpa: a plain string would reach them too.
         attn_implementation={"text_config": spec.attention},
-        device_map=device_map(_parts(empty), devices),
+        device_map=device_map(parts(empty), devices),
         output_loading_info=True,
     )
     if lost := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
@@ -189,7 +189,7 @@ def _model(spec: ModelSpec, folder: Path, config: dict[str, Any], devices: Seque
     return model
 
 
-def _parts(model: Any) -> list[tuple[str, nn.Module]]:
+def parts(model: Any) -> list[tuple[str, nn.Module]]:
     """The model's parts by name, in the order in which a forward meets them."""
     names = {module: name for name, module in model.named_modules()}
     text = model.model.language_model

@@ -1,13 +1,12 @@
 """video-SALMONN 2+: what its config.json says, and what of it this family can run."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from avflow.datasets.media import MediaSpec
 from avflow.workers.models.base import ModelInfo, ModelSpec, UnsupportedModelError
 from avflow.workers.models.checkpoint import read_config
-from avflow.workers.models.video_salmonn2_weights import refuse_adapter
+from avflow.workers.models.video_salmonn2_weights import refuse_adapter, refuse_adapter_id
 
 MODEL_TYPES = ("qwen2_5_vl",)  # the authors kept the name of what they built upon
 ARCHITECTURE = "video_SALMONN2_plus"
@@ -56,8 +55,8 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 
 def describe(spec: ModelSpec) -> ModelInfo:
     """Sizes and digest from config.json. Raises UnsupportedModelError, naming every bad key."""
-    if os.path.isdir(os.path.expanduser(spec.path)):
-        refuse_adapter(spec, Path(spec.path).expanduser())
+    refuse_adapter_id(spec)
+    refuse_adapter(spec, Path(spec.path).expanduser())
     config, digest = read_config(spec)
     check_config(spec, config)
     from avflow.workers.models.video_salmonn2_net import meta_model

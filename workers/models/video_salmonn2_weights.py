@@ -29,6 +29,7 @@ _RENAMED: tuple[tuple[str, str], ...] = (
 )
 _NOT_WEIGHTS = ("audio.qformer.bert.embeddings.position_ids",)  # a buffer of counted numbers
 _ADAPTER = "base_model.model."
+_ADAPTER_IDS = re.compile(r"tsinghua-ee/video-SALMONN-2_plus_\d+B")
 _SHOWN = 5
 
 
@@ -41,8 +42,17 @@ def module_name(name: str) -> str:
     return name
 
 
+def refuse_adapter_id(spec: ModelSpec) -> None:
+    """Raises UnsupportedModelError for the authors' LoRA repositories, before anything is fetched.
+
+    A LoRA adapter can't be merged into a whole model: see docs/models.md.
+    """
+    if _ADAPTER_IDS.fullmatch(spec.path):
+        raise _adapter_error(spec, f"{spec.path} is a LoRA adapter")
+
+
 def refuse_adapter(spec: ModelSpec, folder: Path) -> None:
-    """Raises UnsupportedModelError for a LoRA repository: it can't be merged into a whole model."""
+    """Raises UnsupportedModelError for a folder with a LoRA adapter."""
     if (folder / "adapter_config.json").is_file():
         raise _adapter_error(spec, f"{folder} holds a LoRA adapter (adapter_config.json)")
 

@@ -89,9 +89,11 @@ def _attention(table: pl.DataFrame, title: str, layouts: Mapping[str, str]) -> F
         )
         for number, group in enumerate(dict.fromkeys(lines["group"])):
             line = lines.filter(group=group)
-            look = {"color": _colour(number), "marker": _MARKERS[number % len(_MARKERS)]}
             x, y = line["layer"].to_numpy(), line["share"].to_numpy()
-            axes.plot(x, y, _STYLES[number // len(_COLOURS)], ms=3, lw=1.2, label=group, **look)
+            axes.plot(
+                x, y, color=_colour(number), ls=_STYLES[number // len(_COLOURS)],
+                marker=_MARKERS[number % len(_MARKERS)], ms=3, lw=1.2, label=group,
+            )  # fmt: skip
         axes.set_title(layout.replace("_", " "), fontsize=9)
         axes.set(xlabel="layer", ylabel="share of attention", ylim=(0, 1))
         axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -106,7 +108,7 @@ def _maps(rows: pl.DataFrame, title: str, circled: dict[int, list[int]]) -> Figu
     for axes, layer in zip(panels, layers, strict=True):
         of_layer = rows.filter(layer=layer)
         width = int(of_layer["width"][0])
-        bins = of_layer["position"].max() // width + 1  # type: ignore[operator]
+        bins = int(of_layer["position"].to_numpy().max()) // width + 1
         values = np.full((bins, bins), np.nan)
         at = of_layer["position"].to_numpy() // width, of_layer["key"].to_numpy() // width
         values[at] = of_layer["value"].to_numpy()

@@ -19,6 +19,7 @@ from avflow.pathways.layout import Layout, LayoutError
 from avflow.pathways.pathway import Pathway
 from avflow.pathways.windows import window_layers
 from avflow.workers import batches, models
+from avflow.workers.encoders import EncoderCache
 from avflow.workers.engine import reference
 from avflow.workers.failing import failure
 from avflow.workers.models.base import Features, ModelSpec, Prepared, embed
@@ -337,6 +338,28 @@ def test_events_travel_without_torch(model: InMemory) -> None:
         data = pickle.dumps(event)
         assert b"torch" not in data
         assert type(pickle.loads(data)) is type(event)
+
+
+def test_questions_about_one_video_run_its_encoders_once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """The second question's numbers are to the bit what they are without the first."""
+    root = tmp_path_factory.mktemp("shared")
+    loaded = models.load(
+        ModelSpec(name="m", family="qwen2_5_omni", path="testbed", dtype="float32"), "cpu"
+    )
+    pair = load_samples(root, seed=4, samples_per_task=1, tasks=("sight", "sound"))
+    assert pair[0].media == pair[1].media
+    encoders, found = EncoderCache(), []
+    spec = unit((curve("video_to_question", correct_only=False),))
+    for sample in pair:
+        media = decode_sample(root, sample, loaded.media_spec)
+        asked = replace(spec, sample=sample, data_root=str(root))
+        found.append(list(run_unit(loaded, asked, media, 0, encoders)))
+    assert (encoders.misses, encoders.hits) == (1, 1)
+    alone = list(run_unit(loaded, asked, media, 0))
+    assert found[1][0].p_options.tobytes() == alone[0].p_options.tobytes()
+    assert found[1][-1].p_base == alone[-1].p_base
 
 
 @pytest.mark.parametrize("checkpoint", ["random", "testbed"])

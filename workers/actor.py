@@ -33,12 +33,14 @@ class ModelWorker:
         """
         import torch
 
+        from avflow.workers.encoders import EncoderCache
         from avflow.workers.models import load
         from avflow.workers.models.base import UnsupportedModelError
 
         torch.set_num_threads(threads)
         self.name = name
         self.model = load(spec, *devices)
+        self.encoders = EncoderCache()
         if spec.digest not in (None, self.model.info.digest):
             raise UnsupportedModelError(
                 f"model {spec.name}: the checkpoint at {spec.path} has digest "
@@ -60,7 +62,8 @@ class ModelWorker:
         if isinstance(decoded, UnitFailure):
             yield decoded
         else:
-            yield from run_unit(self.model, unit, decoded.media, decoded.seconds)
+            media, seconds = decoded.media, decoded.seconds
+            yield from run_unit(self.model, unit, media, seconds, self.encoders)
 
 
 def start_actor(

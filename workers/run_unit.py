@@ -22,6 +22,7 @@ from avflow.pathways.layout import Layout, LayoutError
 from avflow.workers.batches import BatchRunner, Outcome, Reader
 from avflow.workers.curves import Curve, check_wanted, knockouts_of, resolve
 from avflow.workers.decode import media_notes
+from avflow.workers.encoders import EncoderCache
 from avflow.workers.engine.baseline import Baseline, run_baseline
 from avflow.workers.engine.cost import knockout_floor, prefill_floor
 from avflow.workers.engine.memory import Shapes, shapes_of
@@ -35,7 +36,11 @@ from avflow.workers.protocol import CurveDone, Event, SampleDone, UnitFailure, U
 
 
 def run_unit(
-    model: LoadedModel, unit: UnitSpec, media: Sequence[DecodedMedia], decode_s: float
+    model: LoadedModel,
+    unit: UnitSpec,
+    media: Sequence[DecodedMedia],
+    decode_s: float,
+    encoders: EncoderCache | None = None,
 ) -> Iterator[Event]:
     """Yield a CurveDone for each wanted curve as soon as it is complete, what is wanted of the
     interventions and probes after them, then one SampleDone.
@@ -43,6 +48,7 @@ def run_unit(
     `media` in the order of `unit.sample.media`, decoded in `decode_s` seconds. A curve that fails
     yields a UnitFailure of its own; a sample that fails before its curves yields one with
     `curve` None and ends. A curve with `correct_only` is left out where the baseline is wrong.
+    `encoders`, if given, holds what the encoders made of media that were seen before.
     """
     meter = Meter(model.device)
     try:
@@ -51,7 +57,8 @@ def run_unit(
             prepared = model.prepare(unit.sample, media)
             curves, lost = resolve(unit, prepared.layout, model.info.n_layers)
         with meter.timed("encode"):
-            embedded = model.embed(prepared, model.encode(prepared))
+            features = encoders.encode(model, prepared) if encoders else model.encode(prepared)
+            embedded = model.embed(prepared, features)
         with meter.timed("prefill"):
             planned = _plan(model, unit, prepared, embedded, curves)
             masks = plan_masks(unit, prepared.layout, planned.shapes)

@@ -196,7 +196,7 @@ def see(processor: Any, frames: NDArray[np.uint8], spec: MediaSpec) -> dict[str,
     known = "cap_pixels_per_frame" in type(processor).valid_kwargs.__annotations__
     most = int(frame_budget(len(frames), spec))
     batch = processor(
-        videos=[torch.from_numpy(frames)],
+        videos=[frames],
         do_sample_frames=False,
         size={"shortest_edge": spec.frame_min_pixels, "longest_edge": most},
         return_tensors="pt",

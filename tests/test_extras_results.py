@@ -56,6 +56,7 @@ def intervened(
         token=7 if correct else 8,
         predicted="A" if correct else None,
         correct=correct,
+        p_base=0.6,
         correct_base=True,
         token_layers=None if seconds is None else 100,
         prefill_s=seconds,

@@ -127,7 +127,8 @@ def test_masks_are_the_plain_pass_with_all_their_edges_blocked(
         "mask/video_for_text": [("video", "question+last")],
         "mask/video_audio_for_text": [("video+audio", "question+last")],
     }
-    top = int(blocked(model, [], ()).argmax())
+    unmasked = blocked(model, [], ())
+    top = int(unmasked.argmax())
     for key, edges in groups.items():
         expected = blocked(model, edges, layers)
         assert found[key].p == pytest.approx(float(expected[top]), abs=1e-5)
@@ -135,6 +136,8 @@ def test_masks_are_the_plain_pass_with_all_their_edges_blocked(
         np.testing.assert_allclose(found[key].p_options, options, atol=1e-5)
         assert found[key].token == int(expected.argmax())
         assert found[key].layers == layers
+        assert found[key].p_base == pytest.approx(float(unmasked[top]), abs=1e-6)
+        assert found[key].correct_base
         assert found[key].correct == (found[key].token == top)
         assert (found[key].token_layers, found[key].prefill_s) == (None, None)
 

@@ -5,7 +5,7 @@ the last prompt position, generation-free, as for the curves.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -62,8 +62,7 @@ def plan_masks(unit: UnitSpec, layout: Layout, shapes: Shapes) -> Masks:
                 batches[spec.key] = error
                 continue
             found = compose_batches(layout, [knockouts[spec.key]], shapes, unit.byte_budget)
-            # Nothing is compared with the trunk, so it need not go on to the last layer.
-            batches[spec.key] = replace(found[0], control=False) if found else None
+            batches[spec.key] = found[0] if found else None
     return Masks(batches=batches, knockouts=knockouts)
 
 
@@ -141,8 +140,11 @@ class Extras:
         batch = self.masks.batches[spec.key]
         if isinstance(batch, ValueError):
             raise batch
-        outcome = self.base if batch is None else self.runner.run(batch)[[1]]
-        return self._done(spec, outcome)
+        if batch is None:
+            return self._done(spec, self.base, self.base)
+        # Beside the unmasked trunk: a few answers of thousands hang on the last bits of bfloat16.
+        both = self.runner.run(batch)
+        return self._done(spec, both[[1]], both[[0]])
 
     def _discard(self, spec: DiscardSpec) -> InterventionDone:
         layout = self.prepared.layout
@@ -153,10 +155,15 @@ class Extras:
             for step in spec.steps
         }
         prefill = timed_prefill(self.model.decoder, self.embedded, drops)
-        return self._done(spec, self.runner.reader.read(prefill.probabilities[None]), prefill)
+        outcome = self.runner.reader.read(prefill.probabilities[None])
+        return self._done(spec, outcome, self.base, prefill)
 
     def _done(
-        self, spec: MaskSpec | DiscardSpec, outcome: Outcome, prefill: Prefill | None = None
+        self,
+        spec: MaskSpec | DiscardSpec,
+        outcome: Outcome,
+        base: Outcome,
+        prefill: Prefill | None = None,
     ) -> InterventionDone:
         letters = dict(zip(self.prepared.option_tokens, LETTERS, strict=False))
         token = int(outcome.token[0])
@@ -169,7 +176,8 @@ class Extras:
             token=token,
             predicted=letters.get(token),
             correct=token == self._answer_token,
-            correct_base=self._correct_base,
+            p_base=float(base.p_base_token[0]),
+            correct_base=int(base.token[0]) == self._answer_token,
             token_layers=None if prefill is None else prefill.token_layers,
             prefill_s=None if prefill is None else prefill.seconds,
         )

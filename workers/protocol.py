@@ -178,12 +178,13 @@ class CurveDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterventionDone:
-    """A mask's or a discard's answer. `curve` is its key; O option letters.
+    """A mask's or a discard's answer. `curve` is its key; O option letters. `layers` as in the spec.
 
     `p` is the probability of the baseline's token, `predicted` the letter (None when the top-1
-    token is no option letter), `correct` whether it is the answer's. `layers` as in the spec.
-    `token_layers` and `prefill_s` are a discard's own, None for a mask, whose work is counted with
-    the sample's replay.
+    token is no option letter), `correct` whether it is the answer's. `p_base` and `correct_base`
+    are of the sample left alone: for a mask of the unmasked row beside it, which went through the
+    same kernels, for a discard of the baseline. `token_layers` and `prefill_s` are a discard's own,
+    None for a mask, whose work is counted with the sample's replay.
     """
 
     unit_id: str
@@ -194,6 +195,7 @@ class InterventionDone:
     token: int
     predicted: str | None
     correct: bool
+    p_base: float
     correct_base: bool
     token_layers: int | None
     prefill_s: float | None

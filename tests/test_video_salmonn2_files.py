@@ -26,6 +26,7 @@ from avflow.pathways.pathway import Pathway
 from avflow.workers.engine import reference
 from avflow.workers.models import load
 from avflow.workers.models.base import LoadedModel, embed
+from avflow.workers.models.conformance import Case, conformance
 from avflow.workers.protocol import CurveDone, CurveSpec, SampleDone, UnitSpec
 from avflow.workers.run_unit import run_unit
 
@@ -277,6 +278,20 @@ def plain_edges(layout: Layout, pathway: Pathway) -> Tensor:
     )
     both_ways = pathway.direction == "both_ways"
     return reference.edges_between(layout.n_tokens, sources, targets, both_ways=both_ways)
+
+
+def test_the_suite_that_every_adapter_passes(
+    loaded: Callable[..., LoadedModel], media: Path
+) -> None:
+    model = loaded(dtype="bfloat16", positions="train")
+    cases = [
+        Case(sample=sample, media=decode_sample(media, sample, model.media_spec))
+        for sample in (HEARD, SEEN, ONLY_HEARD)
+    ]
+    cases.append(Case(sample=interleaved("image", "audio"), media=()))
+    checks = list(conformance(model, cases))
+    assert [c for c in checks if c.result == "failed"] == []
+    assert sum(c.result == "refused" for c in checks) == 1
 
 
 def test_blocking_padding_or_not_changes_the_result(

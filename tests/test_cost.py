@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from avflow.orchestrator.config import ExecutionConfig
 from avflow.pathways import catalogue
 from avflow.pathways.layout import Layout, Segment
 from avflow.pathways.pathway import blocked_segments, first_target
 from avflow.pathways.windows import window_layers
 from avflow.workers.engine import cost
-from avflow.workers.engine.memory import Shapes
+from avflow.workers.engine.memory import Shapes, peak_bytes
 from avflow.workers.engine.plan import compose_batches
 from avflow.workers.engine.rows import Knockout
 
@@ -157,3 +158,18 @@ def test_the_panel_of_22_at_the_papers_size_is_near_the_bound(budget_gib: int) -
     assert plain.token_layers / done.token_layers > 6.5  # 7.4 by the peers' count at N = 4,000
     print(f"executed / bound {done.flops / floor.flops:.3f}, "
           f"plain / executed {plain.flops / done.flops:.2f}")  # fmt: skip
+
+
+SEVEN_B = {"n_layers": 28, "hidden": 3584, "heads": 28, "kv_heads": 4, "head_size": 128,
+           "intermediate": 18944, "vocabulary": 152064, "item_bytes": 2}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sizes", "weights"), [(THREE_B, 9.4e9), (SEVEN_B, 17.9e9)])
+def test_the_papers_size_fits_a_card_of_24_gb(sizes: dict[str, int], weights: float) -> None:
+    """Computed from shapes, with the default byte budget; the weights are the whole thinker's."""
+    shapes = Shapes(**sizes, n_tokens=11_000)
+    default = ExecutionConfig().byte_budget
+    assert peak_bytes(shapes, int(weights), default) < 24e9
+    assert peak_bytes(shapes, int(weights), 16 * default) < 80e9
+    budgets = [peak_bytes(shapes, int(weights), power * 2**30) for power in (1, 2, 4, 8)]
+    assert budgets == sorted(budgets)

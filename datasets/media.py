@@ -138,9 +138,9 @@ def _decode_video(path: Path, with_audio: bool, spec: MediaSpec) -> DecodedMedia
                     picker.add(frame)
                 elif sound:
                     sound.add(frame)
-        frames, end = picker.finish(path)
-        if end - lead < seen - MISSING_S:
-            raise truncated(path, "video", end - lead, seen)
+        frames, last = picker.finish(path)
+        if last < max(stamps, default=0) * float(stream.time_base or 0) - MISSING_S:
+            raise truncated(path, "video", last, seen)
         wave = sound.finish(zero=picker.zero) if sound else None
     return DecodedMedia(
         kind="video",
@@ -253,11 +253,15 @@ def _survey(path: Path, spec: MediaSpec) -> tuple[float, list[int]]:
     """Seconds from the first frame to the end of the last, and the time stamps of all frames.
 
     Nothing is decoded. Matroska states one duration for all its streams, so where the stream does
-    not say, its own is found from the packets.
+    not say, its own is found from the packets. Raises MediaError when there are fewer packets
+    than the file says.
     """
     stamps: list[int] = []
     with _open(path) as container:
         stream = _picture_track(path, container)
+        base = float(stream.time_base or 0)
+        of_stream = (stream.duration or 0) * base
+        of_file = (container.duration or 0) / av.time_base
         ends = {s.index: 0.0 for s in container.streams}
         for packet in _packets(path, container, [stream, *container.streams.audio], spec):
             if packet.pts is None or packet.time_base is None:
@@ -266,15 +270,15 @@ def _survey(path: Path, spec: MediaSpec) -> tuple[float, list[int]]:
             ends[packet.stream.index] = max(ends[packet.stream.index], end)
             if packet.stream.index == stream.index:
                 stamps.append(packet.pts)
-        base = stream.time_base
-        if stream.duration and base:
-            return float(stream.duration * base), stamps
-        stated, end = (container.duration or 0) / av.time_base, ends[stream.index]
-    if not stamps or base is None:
+        own_end, last_end = ends[stream.index], max(ends.values())
+    if not stamps:
         raise MediaError(f"{path}: no frame could be decoded; fetch the file again")
-    if max(ends.values()) < stated - MISSING_S:
-        raise truncated(path, "file", max(ends.values()), stated)
-    return end - float(min(stamps) * base), stamps
+    held = own_end - min(stamps) * base
+    if of_stream and held < of_stream - MISSING_S:
+        raise truncated(path, "video", held, of_stream)
+    if not of_stream and last_end < of_file - MISSING_S:
+        raise truncated(path, "file", last_end, of_file)
+    return of_stream or held, stamps
 
 
 def _frames_in(duration: float, stream: av.VideoStream) -> int:

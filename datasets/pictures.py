@@ -13,7 +13,7 @@ def read_picture(path: Path, spec: MediaSpec) -> DecodedMedia:
     """A picture file's (first) picture. Raises MediaError; an OSError of the disk as it is."""
     try:
         with Image.open(path) as image:
-            picture = _rgb(ImageOps.exif_transpose(image))
+            picture, notes = _rgb(ImageOps.exif_transpose(image))
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plug-ins raise anything on a damaged file
@@ -33,15 +33,18 @@ def read_picture(path: Path, spec: MediaSpec) -> DecodedMedia:
         frame_times=(),
         seconds_per_frame=None,
         duration=0.0,
-        notes=(),
+        notes=notes,
     )
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """What is transparent becomes white, as in qwen-vl-utils: below it may lie anything."""
+def _rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """In RGB, and a note if that changed it. What is transparent becomes white, as in
+    qwen-vl-utils: below it may lie anything."""
     if image.mode.startswith("I;16"):  # Pillow would cut 16 bits of grey off at 255
         image = Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB"), ()
+    image = image.convert("RGBA")
+    clear = np.asarray(image)[..., 3].min() < 255
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return on_white.convert("RGB"), ("what is transparent was made white",) if clear else ()

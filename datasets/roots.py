@@ -13,8 +13,10 @@ def inside(root: Path, name: str) -> Path:
     an absolute path, not through a link. The one exception is the Hugging Face cache, whose
     snapshots are links to the `blobs` beside them. Raises MediaError.
     """
+    if "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise MediaError(f"{name!r} is no file's name")  # tables could not hold it either
     relative = PurePosixPath(os.path.normpath(name))
-    if "\0" in name or relative.is_absolute() or relative.parts[:1] in ((), ("..",)):
+    if relative.is_absolute() or relative.parts[:1] in ((), ("..",)):
         raise MediaError(
             f"{name!r} leaves the data set's root {root}; paths of media are relative to it"
         )

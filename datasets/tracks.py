@@ -15,6 +15,7 @@ SLACK_S = 1e-3  # containers round times to a millisecond
 MISSING_S = 0.5  # a stream that ends this much before its stated duration is truncated
 LEAD_S = 0.1  # sound that begins less than this before the picture is cut to it
 _HOLE_S = 0.1
+_LONGEST_HOLE_S = 600  # more is a broken time stamp, and silence takes memory
 
 
 def truncated(path: Path, what: str, end: float, stated: float) -> MediaError:
@@ -65,14 +66,13 @@ class FramePicker:
         self._shown = frame
 
     def finish(self, path: Path) -> tuple[NDArray[np.uint8], float]:
-        """Frames [T, 3, H, W] and where the last decoded frame ends, s from time zero."""
+        """Frames [T, 3, H, W] and when the last decoded frame came, s as the container counts."""
         if self._shown is None or self.zero is None:
             raise MediaError(f"{path}: no frame could be decoded; fetch the file again")
         self._keep_until(np.inf)
         if len({kept.shape for kept in self._kept}) > 1:
             raise MediaError(f"{path}: the picture's size changes on the way; encode it again")
-        held = float((self._shown.duration or 0) * (self._shown.time_base or 0))
-        return np.stack(self._kept), self._shown.time - self.zero + held
+        return np.stack(self._kept), float(self._shown.time or 0)
 
     def _keep_until(self, now: float) -> None:
         while (
@@ -133,10 +133,19 @@ class Sound:
     def _new_resampler(self) -> av.AudioResampler:
         return av.AudioResampler(format="fltp", layout=self._layout, rate=self._rate)
 
+    def _silence(self, seconds: float) -> NDArray[np.float32]:
+        if seconds > _LONGEST_HOLE_S:
+            raise MediaError(
+                f"{self._path}: the time stamps of its sound jump by {seconds:.0f} s; encode it "
+                "again"
+            )
+        return np.zeros(round(seconds * self._rate), np.float32)
+
     def _fill(self, hole_s: float) -> None:
+        silence = self._silence(hole_s)
         self._resample(None)
         self._resampler = self._new_resampler()
-        self._keep(np.zeros(round(hole_s * self._rate), np.float32))
+        self._keep(silence)
         self.notes.append(f"sound has a hole at {self.end:.2f} s: {hole_s:.2f} s of silence put in")
 
     def _resample(self, frame: av.AudioFrame | None) -> None:
@@ -194,7 +203,7 @@ class Sound:
         self._n_samples += late
         if late > 0:
             self.notes.append(f"sound starts {late / self._rate:.3f} s late: silence put before it")
-            return np.concatenate([np.zeros(late, np.float32), wave])
+            return np.concatenate([self._silence(late / self._rate), wave])
         if late < 0:
             self.notes.append(f"sound starts {-late / self._rate:.3f} s early: its start was cut")
         return wave[-late:]

@@ -86,7 +86,8 @@ def fetch(name: str, folder: Path, *, revision: str, say: Callable[[str], None])
     sizes = {file.filename: file.file_size or 0 for file in files}
     missing = sum(sizes[file.filename] for file in files if file.will_download)
     if missing:
-        _check_room(folder, missing)
+        archives = sum(sizes[path.name] for path, _ in _archives(source, folder, sizes))
+        _check_room(folder, missing + archives)
         say(f"{source.repository} at {commit}: {missing / 1e9:.2f} GB to fetch into {folder}")
         _download(source, folder, commit)
     done = Fetched(repository=source.repository, revision=revision, commit=commit, files=sizes)
@@ -169,7 +170,8 @@ def _check_room(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(there).free
     if free < n_bytes:
         raise ConfigError(
-            f"{n_bytes / 1e9:.1f} GB are to be fetched, but {there} has {free / 1e9:.1f} GB free"
+            f"{n_bytes / 1e9:.1f} GB are to be fetched and unpacked, but {there} has "
+            f"{free / 1e9:.1f} GB free"
         )
 
 
@@ -203,16 +205,23 @@ def _archives(source: Source, folder: Path, names: Iterable[str]) -> Iterator[tu
 def unpack(archive: Path, target: Path) -> int:
     """Unpack a .zip's files into `target` by their bare names; the number that was not there yet.
 
-    Bare names can't leave the folder. Raises FetchError for a damaged archive.
+    Bare names can't leave the folder. Raises FetchError for a damaged archive, or one with two
+    files of one name.
     """
     target.mkdir(parents=True, exist_ok=True)
     unpacked = 0
     try:
         with zipfile.ZipFile(archive) as opened:
+            seen: dict[str, str] = {}
             for member in opened.infolist():
                 path = target / PurePosixPath(member.filename.replace("\\", "/")).name
                 if member.is_dir() or path.name.startswith("."):
                     continue
+                if seen.setdefault(path.name, member.filename) != member.filename:
+                    raise FetchError(
+                        f"{archive}: {seen[path.name]} and {member.filename} would be one file; "
+                        "unpack it by hand"
+                    )
                 if path.is_file() and path.stat().st_size == member.file_size:
                     continue
                 part = path.with_name(f"{path.name}.part")

@@ -8,12 +8,14 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hub import COMMIT, Hub, serving
 from media_files import even, write_video
 
+from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.fetching import FetchError, unpack
 
 REPOSITORY = "honglyhly/WorldSense"
@@ -128,6 +130,22 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(zipped({"v.mp4": bytes(1000)})[:500])
     with pytest.raises(FetchError, match=r"a\.zip: damaged"):
         unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_two_files_of_one_name_are_not_written_over_each_other(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(zipped({"x/v.mp4": b"1", "y/v.mp4": b"22"}))
+    with pytest.raises(FetchError, match=r"x/v\.mp4 and y/v\.mp4 would be one file"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_a_disk_that_is_too_small_is_told_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from avflow.orchestrator import fetching
+
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(ConfigError, match=r"has 0\.0 GB free"):
+        fetching._check_room(tmp_path / "not" / "yet", 2000)
 
 
 def worldsense(root: Path, *, videos: int) -> Path:

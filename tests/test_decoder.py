@@ -76,7 +76,10 @@ def test_a_library_that_does_not_come_back_ends_by_the_alarm(root: Path, decoder
     assert levels(decoder.decode(root, SMALL, SPEC)) == [0, 5, 10, 15]
 
 
-def test_a_process_that_not_even_the_alarm_ends_is_given_up(root: Path, decoder: Decoder) -> None:
+def test_a_process_that_not_even_the_alarm_ends_is_given_up(
+    root: Path, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avflow.datasets.decoder._PATIENCE_S", 0.3)
     decoder.decode(root, SMALL, SPEC)
     assert decoder.pid is not None
     stuck = decoder.pid

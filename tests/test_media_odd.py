@@ -255,6 +255,21 @@ def test_a_hole_in_the_sound_is_filled_and_noted(tmp_path: Path) -> None:
     assert media.notes == ("sound has a hole at 1.00 s: 1.00 s of silence put in",)
 
 
+def test_sound_whose_clock_jumps_by_days_is_no_silence_to_fill(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        track = container.add_stream("pcm_s16le", rate=RATE, layout="stereo")
+        for start in (0, 1_000_000):
+            wave = (tone(1) * 2**15).astype(np.int16).T.reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="stereo")
+            frame.sample_rate, frame.pts = RATE, start * RATE
+            frame.time_base = Fraction(1, RATE)
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    with pytest.raises(MediaError, match="time stamps of its sound jump by 999999 s"):
+        decode(path, kind="audio")
+
+
 def test_a_cut_made_without_encoding_again_is_what_a_player_shows(tmp_path: Path) -> None:
     """Such a clip starts at a key frame; its edit list hides what is before the cut."""
     whole = write_video(tmp_path / "a.mp4", even(6, 10), sound_s=6)
@@ -346,6 +361,8 @@ def test_pictures_of_every_kind(tmp_path: Path) -> None:
     Image.new("1", (30, 31), 1).save(tmp_path / "bits.bmp")
     Image.new("RGB", (1, 1), (5, 5, 5)).save(tmp_path / "dot.webp", lossless=True)
     found = {path.name: decode(path, kind="image").frames for path in tmp_path.iterdir()}
+    assert decode(tmp_path / "clear.png", kind="image").notes
+    assert not decode(tmp_path / "palette.gif", kind="image").notes
     means = {name: round(float(f.mean())) for name, f in found.items() if f is not None}
     assert means == {
         "deep.png": 156, "clear.png": 255, "print.jpg": 0, "palette.gif": 0, "bits.bmp": 255,

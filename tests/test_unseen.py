@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_files import SPEC, even
+from media_files import SPEC, decode, even
 
 from avflow.datasets.media import MediaSpec, decode_media
 from avflow.datasets.sample import MediaPart
@@ -91,3 +91,22 @@ def test_what_promises_less_is_decoded_whole(
     write_moving(tmp_path / name, even(2, 30), codec=codec)
     decode_media(tmp_path, MediaPart(kind="video", path=name), SPEC)
     assert len(decoded) == 60
+
+
+def test_a_last_frame_that_is_held_long_is_not_a_missing_end(tmp_path: Path) -> None:
+    """With B-frames a packet's duration need not be that of its own frame."""
+    path, held = write_moving(tmp_path / "a.mp4", even(3.5, 10)), tmp_path / "held.mp4"
+    with av.open(str(path)) as source, av.open(str(held), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux() if packet.dts is not None]
+        stamps = [packet.pts for packet in packets if packet.pts is not None]
+        assert stamps[-1] < max(stamps), "the frame that is shown last must not be stored last"
+        packets[-1].duration = round(5 / Fraction(packets[-1].time_base or 1))
+        for packet in packets:
+            packet.stream = stream
+            target.mux(packet)
+    media = decode(held)
+    assert media.frames is not None
+    assert media.duration == pytest.approx(8.4, abs=0.2)
+    assert len(media.frames) == 16
+    assert np.ptp(media.frames[8:].mean(axis=(1, 2, 3))) == 0

@@ -309,16 +309,9 @@ def test_running_again_runs_nothing_and_a_lost_part_is_made_again(
         assert one.equals(other)
 
 
-@pytest.mark.parametrize(
-    "moments",
-    [
-        ["curve:13"],
-        pytest.param(["curve:5", "torn:9", "renamed:8", "sample:2"], marks=pytest.mark.slow),
-    ],
-    ids=["once", "more"],
-)
-def test_killed_and_resumed_gives_equal_rows(
-    place: Path, whole: Path, tmp_path: Path, moments: list[str]
+@pytest.mark.slow
+def test_killed_anywhere_and_resumed_gives_equal_rows(
+    place: Path, whole: Path, tmp_path: Path
 ) -> None:
     expected, keys = tables(whole), stored_state(RunPaths(whole)).curves
     with subprocess.Popen(
@@ -336,7 +329,7 @@ def test_killed_and_resumed_gives_equal_rows(
             found: dict[str, Any] = json.loads(harness.stdout.readline())
             return found
 
-        for moment in moments:
+        for moment in ("curve:5", "curve:13", "torn:9", "renamed:8", "sample:2"):
             folder = tmp_path / moment.replace(":", "-")
             assert step(folder, at=moment)["ended"] == -9, moment
             kept = stored_state(RunPaths(folder)).curves

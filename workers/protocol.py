@@ -178,7 +178,7 @@ class CurveDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterventionDone:
-    """A mask's or a discard's answer. `curve` is its key; O option letters. `layers` as in the spec.
+    """A mask's or a discard's answer. `curve` is its key, `layers` the spec's; O option letters.
 
     `p` is the probability of the baseline's token, `predicted` the letter (None when the top-1
     token is no option letter), `correct` whether it is the answer's. `p_base` and `correct_base`

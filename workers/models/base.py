@@ -112,8 +112,9 @@ class Features:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
-    """The decoder's exact inputs: inputs_embeds [1, N, D], position_ids int64 [3, 1, N],
-    attention_mask int64 [1, N] (all ones), input_ids int64 [1, N]."""
+    """The decoder's exact inputs: inputs_embeds [1, N, D], position_ids int64 as its rotary
+    embedding takes them (M-RoPE [3, 1, N], else [1, N]), attention_mask int64 [1, N] (all ones),
+    input_ids int64 [1, N]."""
 
     inputs_embeds: Tensor
     position_ids: Tensor

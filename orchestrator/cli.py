@@ -24,8 +24,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="""Attention-knockout sweeps over audio-visual LLMs.
 
-A first run: `avflow sweep configs/demo.yaml --run runs/demo --workers 2`, then
-`avflow ui runs/demo`. Running `sweep` again goes on where it stopped.
+A first run: `avflow demo`, then `avflow ui runs/demo`. Running a sweep again goes on where it
+stopped.
 
 Exit status: 0 done, 1 unexpected error, 2 usage or configuration (nothing was started),
 3 finished but something failed, 130/143 interrupted (what was done is kept).""",
@@ -80,6 +80,26 @@ def sweep(
         workers=workers, limit=limit, executor=executor, address=address
     )
     _run(loaded, run, only_failed=False)
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
+    *,
+    workers: Workers = None,
+    limit: Limit = None,
+    executor: Executor = None,
+    address: Address = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print its sweep file, to start your own from.")
+    ] = False,
+) -> None:
+    """A real sweep of a minute: a tiny trained model, a small world, all 37 pathways."""
+    shipped = Path(__file__).parents[1] / "configs" / "demo.yaml"
+    if show:
+        print(shipped.read_text(encoding="utf-8"), end="")
+        return
+    sweep(shipped, run=run, workers=workers, limit=limit, executor=executor, address=address)
 
 
 @app.command()
@@ -246,16 +266,19 @@ def schema() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from avflow.orchestrator.version import described
 
-        print(f"avflow {version('avflow')}")
+        print(f"avflow {described()}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and the commit."
+        ),
     ] = False,
 ) -> None:
     pass

@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import TextIO
 
 import yaml
@@ -27,6 +25,7 @@ from avflow.orchestrator.parts import serialise, write_atomically
 from avflow.orchestrator.paths import RunPaths
 from avflow.orchestrator.plan import Plan
 from avflow.orchestrator.plan_tables import plan_tables
+from avflow.orchestrator.version import commit
 
 _PACKAGES = ("avflow", "torch", "transformers", "ray", "numpy", "pyarrow", "polars", "av")
 _LOCK_TRIES = 5
@@ -129,7 +128,7 @@ def record_session(paths: RunPaths, plan: Plan, argv: Sequence[str]) -> None:
         "cpus": os.cpu_count(),
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in _PACKAGES},
-        "commit": _commit(),
+        "commit": commit(),
         "execution": plan.config.execution.model_dump(mode="json"),
         "models": {model.name: [model.path, model.revision] for model in plan.config.models},
         "datasets": {name: _as_read(loaded) for name, loaded in plan.datasets.items()},
@@ -193,20 +192,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _commit() -> str | None:
-    """The commit that this code was taken from, with `+` if it was changed since."""
-    here = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    return commit and commit + ("+" if git("status", "--porcelain", "-uno") else "")

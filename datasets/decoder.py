@@ -36,6 +36,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
 
     def decode_sample(
         self, root: Path, sample: Sample, spec: MediaSpec
@@ -94,6 +95,8 @@ class Decoder:
         self.close()
 
     def _running(self) -> subprocess.Popen[bytes]:
+        if self._owner != os.getpid():  # forked since: the process is the parent's
+            self._process, self._owner = None, os.getpid()
         if self._process is not None and self._process.poll() is not None:
             self.close()  # ended between two files: by nobody's fault that is here
         if self._process is None:

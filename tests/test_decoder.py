@@ -117,30 +117,48 @@ def test_one_that_died_between_two_files_is_replaced(root: Path, decoder: Decode
     assert levels(decoder.decode(root, SMALL, SPEC)) == [0, 5, 10, 15]
 
 
-def test_it_does_not_outlive_who_started_it(root: Path) -> None:
-    code = (
-        "import os, signal, sys; from pathlib import Path\n"
-        "from avflow.datasets.decoder import Decoder\n"
-        "from avflow.datasets.sample import MediaPart\n"
-        "from media_files import SPEC\n"
-        "decoder = Decoder()\n"
-        "part = MediaPart(kind='video', path='small.mp4')\n"
-        "decoder.decode(Path(sys.argv[1]), part, SPEC)\n"
-        "print(decoder.pid, flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
+def in_python(root: Path, *lines: str) -> subprocess.CompletedProcess[str]:
+    """Run lines in a Python of their own, after `decode()` has started `decoder`."""
+    start = (
+        "import os, signal, sys; from pathlib import Path",
+        "from avflow.datasets.decoder import Decoder",
+        "from avflow.datasets.sample import MediaPart",
+        "from media_files import SPEC, levels",
+        "part, decoder = MediaPart(kind='video', path='small.mp4'), Decoder()",
+        "decode = lambda: decoder.decode(Path(sys.argv[1]), part, SPEC)",
+        "decode()",
     )
-    parent = subprocess.run(
-        [sys.executable, "-c", code, str(root)],
+    return subprocess.run(
+        [sys.executable, "-c", "\n".join((*start, *lines)), str(root)],
         capture_output=True,
         text=True,
         check=False,
         cwd=Path(__file__).parent,
+    )
+
+
+def test_it_does_not_outlive_who_started_it(root: Path) -> None:
+    parent = in_python(
+        root, "print(decoder.pid, flush=True)", "os.kill(os.getpid(), signal.SIGKILL)"
     )
     pid = int(parent.stdout)
     until = time.monotonic() + 10
     while running(pid) and time.monotonic() < until:
         time.sleep(0.05)
     assert not running(pid)
+
+
+def test_a_fork_starts_its_own(root: Path) -> None:
+    done = in_python(
+        root,
+        "before = decoder.pid",
+        "if os.fork() == 0:",
+        "    decode(); os._exit(0 if decoder.pid != before else 1)",
+        "assert os.waitstatus_to_exitcode(os.wait()[1]) == 0",
+        "decode()",
+        "assert decoder.pid == before",
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def running(pid: int) -> bool:

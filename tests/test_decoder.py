@@ -18,7 +18,7 @@ from PIL import Image
 from avflow.datasets.decoder import Decoder
 from avflow.datasets.media import MediaError, decode_media
 from avflow.datasets.sample import MediaPart
-from avflow.workers.decode import Decoded, decode_unit
+from avflow.workers.decode import Decoded, decode_unit, media_notes
 from avflow.workers.protocol import UnitFailure, UnitSpec
 
 BIG = MediaPart(kind="image", path="big.jpg")
@@ -180,3 +180,15 @@ def test_a_unit_fails_as_data_and_the_next_one_is_decoded(root: Path, tmp_path: 
     assert isinstance(failed, UnitFailure)
     assert (failed.stage, failed.error, failed.retryable) == ("decode", "MediaError", False)
     assert isinstance(decode_unit(of("small.mp4"), SPEC), Decoded)
+
+
+def test_what_decoding_changed_is_told_by_file(root: Path) -> None:
+    from faulty import unit
+
+    write_video(root / "quiet.mp4", even(3, 10), sound_s=1)
+    sample = unit("u", root, media="quiet.mp4").sample
+    heard = replace(sample.media[0], with_audio=True)
+    decoded = (decode_media(root, heard, SPEC),)
+    assert media_notes(sample, decoded) == (
+        "quiet.mp4: sound ends at 1.00 s of 2.90 s: nothing is heard after",
+    )

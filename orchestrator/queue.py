@@ -35,6 +35,7 @@ class Counts:
 class _Worker:
     model: str
     heard: float  # seconds: its last sign of life while it had work
+    media: str = ""  # what its latest unit is about; its encoders' outputs may still be there
     flights: list[Unit] = field(default_factory=list)  # oldest first
 
 
@@ -56,7 +57,10 @@ class WorkQueue:
         self._in_flight = in_flight
         self._deadline_s = deadline_s
         self._units: dict[str, Unit] = {}
+        self._pending: dict[str, set[str]] = {}
+        # Entries of units that are pending no longer are passed over.
         self._heaps: dict[str, list[tuple[float, str]]] = {}
+        self._alike: dict[tuple[str, str], list[tuple[float, str]]] = {}  # by model and media
         self._workers: dict[str, _Worker] = {}
         self._deaths: dict[str, list[tuple[float, str]]] = {}
         self._load_failures: Counter[str] = Counter()
@@ -71,7 +75,9 @@ class WorkQueue:
     # -- giving work -------------------------------------------------------------------------
 
     def next_for(self, worker: str, model: str, now: float) -> UnitSpec | None:
-        """Lease the costliest pending unit of `model` to `worker`; None: nothing, or enough.
+        """Lease a pending unit of `model` to `worker`; None: nothing, or enough.
+
+        The costliest, but first those about the media that the worker had last.
 
         Call it when the worker has loaded its model, and after each unit that ends. `wanted` of
         the unit are the curves still missing; `byte_budget` is halved by each split.
@@ -81,12 +87,13 @@ class WorkQueue:
         if known.model != model:
             raise ValueError(f"worker {worker} is bound to {known.model}, not to {model}")
         full = len(known.flights) >= self._in_flight or any(unit.alone for unit in known.flights)
-        unit = None if self._draining or full else self._pop(model, busy=bool(known.flights))
+        unit = None if self._draining or full else self._pop(known)
         if unit is None:
             return None
         if not known.flights:
             known.heard = now
         known.flights.append(unit)
+        known.media = _media(unit.spec)
         return unit.lease()
 
     # -- events ------------------------------------------------------------------------------
@@ -178,7 +185,7 @@ class WorkQueue:
     def abort_model(self, model: str) -> None:
         """Give up what this model has pending; what is in flight may end."""
         self._aborted.add(model)
-        for _, unit_id in self._heaps.pop(model, []):
+        for unit_id in self._pending.pop(model, set()):
             self._units[unit_id].settle(abandoned=True)
 
     # -- looking -----------------------------------------------------------------------------
@@ -188,11 +195,11 @@ class WorkQueue:
         """Nothing in flight, and nothing pending (or draining)."""
         if any(worker.flights for worker in self._workers.values()):
             return False
-        return self._draining or not any(self._heaps.values())
+        return self._draining or not any(self._pending.values())
 
     def due(self, model: str) -> int:
         """Units of this model that wait for a worker."""
-        return len(self._heaps.get(model, ()))
+        return len(self._pending.get(model, ()))
 
     def in_flight(self, worker: str) -> tuple[str, ...]:
         """The units a worker holds, oldest first."""
@@ -240,20 +247,30 @@ class WorkQueue:
     # -- inside ------------------------------------------------------------------------------
 
     def _push(self, spec: UnitSpec) -> None:
-        heapq.heappush(self._heaps.setdefault(spec.model, []), (-spec.cost, spec.unit_id))
+        self._pending.setdefault(spec.model, set()).add(spec.unit_id)
+        entry = (-spec.cost, spec.unit_id)
+        heapq.heappush(self._heaps.setdefault(spec.model, []), entry)
+        heapq.heappush(self._alike.setdefault((spec.model, _media(spec)), []), entry)
 
-    def _pop(self, model: str, *, busy: bool) -> Unit | None:
-        """The costliest pending unit that a worker with (`busy`) or without others may take."""
-        heap = self._heaps.get(model, [])
-        passed_over = []
-        found = None
+    def _pop(self, worker: _Worker) -> Unit | None:
+        """The next pending unit that the worker may take."""
+        alike = self._alike.get((worker.model, worker.media), [])
+        return self._take(alike, worker) or self._take(self._heaps.get(worker.model, []), worker)
+
+    def _take(self, heap: list[tuple[float, str]], worker: _Worker) -> Unit | None:
+        """The costliest of a heap: one that must be alone only for a worker without others."""
+        pending = self._pending.get(worker.model, set())
+        passed_over, found = [], None
         while heap and found is None:
             entry = heapq.heappop(heap)
             unit = self._units[entry[1]]
-            if busy and unit.alone:
+            if entry[1] not in pending:
+                continue
+            if worker.flights and unit.alone:
                 passed_over.append(entry)
             else:
                 found = unit
+                pending.remove(entry[1])
         for entry in passed_over:
             heapq.heappush(heap, entry)
         return found
@@ -292,6 +309,10 @@ class WorkQueue:
                 attempt=len(deaths),
             )
         ]
+
+
+def _media(spec: UnitSpec) -> str:
+    return f"{spec.sample.dataset}/{spec.sample.media_group}"
 
 
 def _of_model(stage: Stage, kind: FailureKind, message: str, traceback: str = "") -> UnitFailure:

@@ -1,5 +1,7 @@
 """Units and failures for tests of the queue."""
 
+from dataclasses import replace
+
 from avflow.datasets.sample import Sample, TextPart
 from avflow.orchestrator.queue import WorkQueue
 from avflow.pathways.catalogue import SINGLE_VIDEO
@@ -18,7 +20,13 @@ SAMPLE = Sample(
 
 
 def unit(
-    name: str, curves: int = 3, *, cost: float = 1.0, model: str = "m", correct_only: bool = True
+    name: str,
+    curves: int = 3,
+    *,
+    cost: float = 1.0,
+    model: str = "m",
+    correct_only: bool = True,
+    media: str = "g",
 ) -> UnitSpec:
     specs = tuple(
         CurveSpec(pathway=p, window=3, center_layers=(0, 1), correct_only=correct_only)
@@ -28,7 +36,7 @@ def unit(
         unit_id=name,
         model=model,
         data_root="/",
-        sample=SAMPLE,
+        sample=replace(SAMPLE, media_group=media),
         curves=specs,
         wanted=frozenset(spec.key for spec in specs),
         byte_budget=1 << 20,

@@ -297,3 +297,17 @@ def test_every_error_of_ours_survives_pickle() -> None:
         assert type(again) is kind
         assert again.args == ("what", "where")
         assert again.exit_status == kind("").exit_status
+
+
+def test_questions_about_one_video_go_to_the_worker_that_has_it() -> None:
+    """Its encoders' outputs are still there; a worker whose video has no more takes the next."""
+    specs = [unit(f"{media}{i}", media=media, cost=9 - i) for i in range(3) for media in "abc"]
+    queue = WorkQueue(specs, in_flight=1)
+    taken: dict[str, list[str]] = {"one": [], "two": []}
+    for turn in range(9):
+        worker = ("one", "two")[turn % 2]
+        spec = lease(queue, worker)
+        taken[worker].append(spec.unit_id)
+        run(queue, spec, worker)
+    assert taken == {"one": ["a0", "a1", "a2", "c0", "c2"], "two": ["b0", "b1", "b2", "c1"]}
+    assert queue.finished

@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 PACKAGES := pathways datasets workers orchestrator
 
-.PHONY: install demo test test-slow check clean
+.PHONY: install demo test test-slow bench check clean
 
 install: $(INSTALLED)
 
@@ -23,6 +23,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow --timeout=1800 --durations=10
+
+# The engine against the plain ways, as ratios; `--quick` alone ends within about a minute.
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/engine.py
 
 # mypy does not follow the folder mapping of an editable install, so it gets links to follow.
 check: $(INSTALLED)

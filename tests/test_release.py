@@ -82,6 +82,7 @@ def test_the_wheel_of_the_archive_runs_the_demo_where_nothing_else_of_us_is(
     tmp_path: Path,
 ) -> None:
     source = source_tree(tmp_path / "source")
+    head = git("rev-parse", "HEAD", cwd=source)
     archive = build(source, "sdist", tmp_path / "dist")
     shutil.unpack_archive(archive, tmp_path / "unpacked")  # no git in there
     (unpacked,) = (tmp_path / "unpacked").iterdir()
@@ -98,7 +99,7 @@ def test_the_wheel_of_the_archive_runs_the_demo_where_nothing_else_of_us_is(
 
     avflow = home / "bin" / "avflow"
     said = subprocess.run([avflow, "--version"], capture_output=True, text=True, check=True)
-    assert re.fullmatch(rf"avflow [\d.]+ \(commit {git('rev-parse', 'HEAD')}\+?\)\n", said.stdout)
+    assert re.fullmatch(rf"avflow [\d.]+ \(commit {head}\+?\)\n", said.stdout)
     words = ["demo", "--limit", "1", "--workers", "1"]
     done = subprocess.run(
         [avflow, *words], cwd=home, capture_output=True, text=True, check=False, timeout=500
@@ -106,7 +107,7 @@ def test_the_wheel_of_the_archive_runs_the_demo_where_nothing_else_of_us_is(
     assert done.returncode == 0, done.stderr
     assert "9 of 9 samples have ended" in done.stdout
     session = json.loads((home / "runs/demo/provenance.jsonl").read_text().splitlines()[0])
-    assert session["commit"].removesuffix("+") == git("rev-parse", "HEAD")
+    assert session["commit"].removesuffix("+") == head
     where = subprocess.run(
         [python, "-c", "import avflow; print(avflow.__file__)"],
         cwd=home,

@@ -8,12 +8,12 @@ the model cards named at the time of writing: read the card before you use one.
 
 from dataclasses import dataclass
 
-from avflow.workers.engine.memory import peak_bytes, shapes_of
-from avflow.workers.models.base import DTYPES, ModelInfo
+from avflow.orchestrator.memory import TEXT_TOKENS, peak
+from avflow.workers.models.base import ModelInfo
 
 # The paper's largest input: 128 frames at 2 a second are 64 frame pairs of 144 tokens and 64 s of
-# sound at 25 tokens a second; some 200 of system prompt, question and options.
-PAPER_TOKENS = 64 * 144 + 64 * 25 + 200
+# sound at 25 tokens a second.
+PAPER_TOKENS = 64 * 144 + 64 * 25 + TEXT_TOKENS
 BYTE_BUDGET = 2**31  # a sweep's default
 
 
@@ -86,5 +86,4 @@ PUBLISHED: tuple[Published, ...] = (
 
 def needed_bytes(info: ModelInfo, dtype: str, n_tokens: int = PAPER_TOKENS) -> int:
     """What a sample of so many tokens takes at its peak, weights included."""
-    shapes = shapes_of(info, info.head_size, n_tokens, DTYPES[dtype].itemsize)
-    return peak_bytes(shapes, info.weight_bytes(dtype), BYTE_BUDGET)
+    return peak(info, dtype, n_tokens, BYTE_BUDGET)

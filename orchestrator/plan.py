@@ -82,10 +82,12 @@ GroupKey = tuple[str, str, str, LayoutKind]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A whole sweep. `config` is resolved: what RUN/sweep.yaml holds; `datasets` are as read."""
+    """A whole sweep. `config` is resolved: what RUN/sweep.yaml holds; `datasets` are as read;
+    `models` by name, as their config.json describes them."""
 
     config: SweepConfig
     datasets: Mapping[str, LoadedDataset]
+    models: Mapping[str, ModelInfo]
     groups: tuple[Group, ...]
     units: tuple[UnitSpec, ...]
     cost: Cost
@@ -182,7 +184,13 @@ def build_plan(
     units, cost = _units(resolved, groups, limited, datasets, models)
     by_key = {group.key: {c.spec.key: c for c in group.curves} for group in groups}
     return Plan(
-        config=resolved, datasets=datasets, groups=groups, units=units, cost=cost, _by_key=by_key
+        config=resolved,
+        datasets=datasets,
+        models=models,
+        groups=groups,
+        units=units,
+        cost=cost,
+        _by_key=by_key,
     )
 
 

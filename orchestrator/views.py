@@ -35,8 +35,10 @@ def show_plan(plan: "Plan", *, as_json: bool) -> None:
     """Counts and nominal costs, then a line a (model, data set, task)."""
     from avflow.orchestrator.cost import GPU_FLOPS
     from avflow.orchestrator.data import all_warnings
+    from avflow.orchestrator.memory import needs, too_small_here
 
-    warnings = all_warnings(plan.datasets)
+    memory = needs(plan.config, plan.models)
+    warnings = [*all_warnings(plan.datasets), *too_small_here(memory)]
     counts = asdict(plan.counts())
     cost = {
         "token_layers_plain": plan.cost.plain,
@@ -45,7 +47,8 @@ def show_plan(plan: "Plan", *, as_json: bool) -> None:
         "gpu_hours": plan.cost.gpu_hours,
     }
     if as_json:
-        print(json.dumps(counts | cost | {"warnings": warnings}))
+        needed = {need.model: {"weights": need.weights, "peak": need.peak} for need in memory}
+        print(json.dumps(counts | cost | {"memory_bytes": needed, "warnings": warnings}))
         return
     table = plain_table("model", "data set", "task", "#samples", "#pathways", "#jobs", "#cells")
     for group in plan.groups:
@@ -67,6 +70,7 @@ def show_plan(plan: "Plan", *, as_json: bool) -> None:
         f"With shared prefixes: {cost['token_layers']:.3g} token-layers, {cost['reuse']:.1f} times "
         "less (nominal prompt lengths, every baseline correct)",
         f"About {cost['gpu_hours']:.2g} GPU-hours at {GPU_FLOPS:.0e} FLOP/s",
+        *map(str, memory),
         *(f"warning: {warning}" for warning in warnings),
         sep="\n",
         highlight=False,

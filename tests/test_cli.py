@@ -85,6 +85,8 @@ def test_a_sweep_from_file_to_answers(avflow: Run, tmp_path: Path) -> None:
     plan = json.loads(said)
     assert (status, plan["jobs"]) == (0, 8 * 3)  # sight: 2 pathways, match_image: 1; 8 centres
     assert plan["cells"] == 2 * plan["jobs"]
+    (needed,) = plan["memory_bytes"].values()
+    assert needed["peak"] > needed["weights"] == 4 * 1_244_128
 
     status, said = avflow("sweep", file, "--run", run)
     assert status == 0

@@ -5,11 +5,11 @@
 
 For each pathway (every centre layer, the baseline given) and for the panel of all 22 (prefill
 included): `speedup` over the plain way, its least and greatest over the repeats, `peers_speedup`,
-and `bound`, the most that can be asked for: the ratio of token-layers that causality leaves; where
-one position or a few are replayed, time goes into reading weights instead, and the bound is the
-plain way's time over twice the time of reading the replayed layers' weights. A plain pass takes
-the same time whatever it blocks, so it is timed before and after each run of the engine, and
-multiplied; the peers' pass is timed against it, pair by pair.
+and `bound`, the most that can be asked for: the ratio of token-layers that causality leaves; or,
+where one position or a few are replayed, so that time goes into reading weights, the plain way's
+time over twice the time of reading the replayed layers' weights, if that is less. A plain pass
+takes the same time whatever it blocks, so it is timed before and after each run of the engine,
+and multiplied; the peers' pass is timed against it, pair by pair.
 """
 
 import argparse
@@ -55,7 +55,7 @@ ALONE = ("video_to_question", "audio_video_mutual", "audio_to_video", "cross_fra
 BY_WEIGHTS = ("true_option", "last")  # targets that are so few that weights are what is read
 QUICK = Size(
     layers=12, hidden=384, intermediate=1536, heads=6, kv_heads=2, vocabulary=4000,
-    vision=SMALL_VISION, audio=SMALL_AUDIO, chunks=4, pair_patches=(10, 16), sound=16,
+    vision=SMALL_VISION, audio=SMALL_AUDIO, chunks=3, pair_patches=(10, 16), sound=16,
     question=96, window=5, byte_budget=2**29,
 )  # fmt: skip
 
@@ -138,8 +138,9 @@ def _pathway(case: Case, pathway: Pathway, repeats: int) -> dict[str, Any]:
     row["bound_by"] = "token-layers"
     if set(pathway.targets) <= set(BY_WEIGHTS):
         row["read_weights_s"] = sum(read_weights(case, batch.first_layer) for batch in job.batches)
-        row["bound"] = row["plain_s"] / (2 * row["read_weights_s"])
-        row["bound_by"] = "weights"
+        by_weights = row["plain_s"] / (2 * row["read_weights_s"])
+        if by_weights < row["bound"]:
+            row["bound"], row["bound_by"] = by_weights, "weights"
     row["flops_over_bound"] = executed(case, job).flops / least.flops
     return row
 

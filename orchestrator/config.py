@@ -18,6 +18,7 @@ from avflow.orchestrator.dataset_config import DatasetConfig
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.extras_config import InterventionConfig, ProbeConfig
 from avflow.orchestrator.fields import Layers, Name, Names, Strict
+from avflow.orchestrator.figure_config import FigureConfig
 from avflow.orchestrator.identity import IDENTITY_VERSION, Identity, RunTime
 from avflow.orchestrator.policy import Budgets
 from avflow.orchestrator.source import FieldPath, Source, spell
@@ -236,6 +237,8 @@ class SweepConfig(Strict):
     """What the undisturbed pass shows."""
     pathways: Identity[tuple[PathwayConfig, ...]] = ()
     """Pathways of the sweep's own."""
+    figures: RunTime[tuple[FigureConfig, ...]] = ()
+    """What the report draws; empty: the paper's figures of every model and data set."""
     execution: Identity[ExecutionConfig] = ExecutionConfig()
     """How to run it."""
     mlflow: RunTime[MlflowConfig] = MlflowConfig()

@@ -66,9 +66,14 @@ CLASSIFIED = {
         "top_dimensions",
         "run time": "name",
     },
+    "FigureConfig": {
+        "identity": "",
+        "run time": "name shows title model datasets tasks panels ordering pathways windows layers "
+        "interventions",
+    },
     "SweepConfig": {
         "identity": "models datasets experiments interventions probes pathways execution identity",
-        "run time": "name mlflow",
+        "run time": "name figures mlflow",
     },
 }
 

@@ -1,0 +1,84 @@
+"""The paper's sweep files: they load, ask what the paper asks, and a figure's own file no more."""
+
+import importlib.util
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from avflow.orchestrator.config import SweepConfig, load_config
+from avflow.orchestrator.errors import ConfigError
+from avflow.orchestrator.figure_config import figure_names
+from avflow.orchestrator.identity import identity_fields
+from avflow.orchestrator.partial import only
+from avflow.pathways.catalogue import ALL, INTERLEAVED, SINGLE_VIDEO
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FIGURES = [f"fig{number}" for number in range(1, 30)] + ["table1", "table4"]
+
+
+@pytest.fixture(scope="module")
+def paper() -> SweepConfig:
+    return load_config(CONFIGS / "paper.yaml")
+
+
+def test_every_figure_and_table_of_the_paper_is_there(paper: SweepConfig) -> None:
+    assert set(FIGURES) <= set(figure_names(paper.figures))
+    shown = {name for figure in paper.figures for row in figure.pathways for name in row}
+    assert shown == {pathway.name for pathway in ALL}
+
+
+def test_figures_of_a_pathway_are_where_the_catalogue_says(paper: SweepConfig) -> None:
+    rows = {figure.name: {n for row in figure.pathways for n in row} for figure in paper.figures}
+    for pathway in ALL:
+        assert all(pathway.name in rows[name] for name in pathway.figures), pathway.name
+
+
+def test_files_of_one_figure_are_current() -> None:
+    spec = importlib.util.spec_from_file_location("one_a_figure", CONFIGS / "one_a_figure.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = dict(module.files())
+    assert {path.stem for path in written} == set(FIGURES)
+    assert set((CONFIGS / "figures").iterdir()) == set(written)
+    for path, text in written.items():
+        assert path.read_text() == text, f"run: python configs/one_a_figure.py ({path.name})"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figures_own_file_asks_part_of_what_the_whole_asks(paper: SweepConfig, name: str) -> None:
+    part = load_config(CONFIGS / "figures" / f"{name}.yaml")
+    whole = {dataset.name: identity_fields(dataset) for dataset in paper.datasets}
+    for dataset in part.datasets:  # the same samples, and so the same fingerprint
+        assert identity_fields(dataset) == whole[dataset.name]
+        assert (CONFIGS / dataset.root).resolve() in {
+            Path(other.root or "") for other in paper.datasets
+        }
+    for figure in part.figures:
+        assert figure.number == name
+        needed = {pathway for row in figure.pathways for pathway in row}
+        asked = {pathway for one in part.experiments for pathway in one.pathways}
+        assert asked >= needed
+        assert {model.name for model in part.models} == {figure.model}
+
+
+def test_a_figures_file_leaves_out_what_it_does_not_show(paper: SweepConfig) -> None:
+    fig9 = only(paper, "fig9")
+    assert fig9.experiments[0].pathways == (
+        "video_to_audio", "audio_to_video", "video_audio_to_question", "video_audio_to_last",
+    )  # fmt: skip
+    assert not fig9.experiments[0].exclude
+    assert not fig9.interventions + fig9.probes
+    fig1 = only(paper, "fig1")
+    assert [probe.probe for probe in fig1.probes] == ["last_attention", "attention_map", "sinks"]
+    assert not fig1.experiments
+    assert only(paper, "fig8").experiments[0].windows == (1, 3, 5, 7, 9, 11)
+    with pytest.raises(ConfigError, match="did you mean 'fig9'"):
+        only(paper, "fig99")
+
+
+def test_the_catalogue_has_22_and_15() -> None:
+    assert Counter(p.layout for p in ALL) == {"single_video": 22, "interleaved": 15}
+    assert len(SINGLE_VIDEO) + len(INTERLEAVED) == len(ALL)

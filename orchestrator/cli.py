@@ -210,6 +210,20 @@ def track(run: Run) -> None:
 
 
 @app.command()
+def compact(run: Run) -> None:
+    """Merge a run's many small part files into few large ones. Reading goes on meanwhile."""
+    from avflow.orchestrator.compact import compact as merge
+    from avflow.orchestrator.paths import RunPaths
+    from avflow.orchestrator.run_folder import hold, stored_config
+
+    paths = RunPaths(run)
+    stored_config(paths)  # refuses what is no run folder, before a lock is put there
+    with hold(paths):
+        done = merge(paths)
+    print(f"{done.before} part files are now {done.after}")
+
+
+@app.command()
 def ui(
     run: Run,
     port: Annotated[int | None, typer.Option(help="Default: 5000, or a free one.")] = None,

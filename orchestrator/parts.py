@@ -3,17 +3,21 @@
 A part is serialised in memory first: a writer that fails half way on a file of its own leaves a
 valid file with rows missing. Then a temporary file outside the tables, fsync, rename, fsync of the
 folder. A reader names what it can't read, once, and goes on: one torn file would otherwise break
-the scan of a whole table.
+the scan of a whole table. What a merged part replaces (see `compact`) no reader takes.
 """
 
+import json
 import logging
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+REPLACES = b"avflow.replaces"  # in a merged part's footer: a JSON list of names
 
 logger = logging.getLogger(__name__)
 
@@ -79,20 +83,58 @@ def _leaves(schema: pa.Schema) -> list[tuple[str, bool]]:
     return [leaf for field in schema for leaf in leaves(field.name, field.type)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A whole part, and the names of the parts beside it that it replaces."""
+
+    path: Path
+    replaces: tuple[str, ...]
+
+
 def find_parts(folder: Path) -> list[Path]:
-    """The whole parts under a folder, by path. Hidden and unfinished files are passed over;
-    torn ones are named in a warning, once a process."""
-    parts = []
-    for path in sorted(folder.rglob("*.parquet")):
-        if any(name.startswith((".", "_")) for name in path.relative_to(folder).parts):
-            continue
+    """The parts under a folder that a reader takes, by path: whole, and replaced by no other."""
+    parts = all_parts(folder)
+    replaced = {part.path.with_name(name) for part in parts for name in part.replaces}
+    return [part.path for part in parts if part.path not in replaced]
+
+
+def all_parts(folder: Path) -> list[Part]:
+    """The whole parts under a folder, by path. Hidden and unfinished files are passed over; torn
+    ones are named in a warning, once a process."""
+    while True:
+        listed = list_parts(folder)
         try:
-            pq.read_metadata(path)
-        except (pa.ArrowException, OSError) as error:
-            _warn(path, error)
-        else:
-            parts.append(path)
-    return parts
+            return [part for path in listed if (part := _part(path)) is not None]
+        except FileNotFoundError:
+            continue  # merged into another part meanwhile, which the listing may lack
+
+
+def list_parts(folder: Path) -> list[Path]:
+    """The names alone: torn and replaced parts are among them."""
+    # The same twice: one listing may miss a new file, and what that one replaced be gone already.
+    before, now = None, _files(folder)
+    while now != before:
+        before, now = now, _files(folder)
+    return now
+
+
+def _files(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in sorted(folder.rglob("*.parquet"))
+        if not any(name.startswith((".", "_")) for name in path.relative_to(folder).parts)
+    ]
+
+
+def _part(path: Path) -> Part | None:
+    try:
+        footer = pq.read_metadata(path).metadata or {}
+        return Part(path=path, replaces=tuple(json.loads(footer.get(REPLACES, b"[]"))))
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        _warn(path, error)
+        return None
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table | None:

@@ -3,10 +3,11 @@
 From the store alone, so all of it works while the sweep runs and after it died.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import cast
+from typing import ParamSpec, TypeVar, cast
 
 import polars as pl
 
@@ -71,6 +72,27 @@ class RunStatus:
         return self.samples_done + self.samples_failed == self.samples
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+_LOOKS = 20
+
+
+def _while_parts_are_merged(look: Callable[P, R]) -> Callable[P, R]:
+    """Look again when a part was merged into another between its listing and its reading."""
+
+    @wraps(look)
+    def looking(*args: P.args, **kwargs: P.kwargs) -> R:
+        for _ in range(_LOOKS):
+            try:
+                return look(*args, **kwargs)
+            except FileNotFoundError:
+                continue
+        return look(*args, **kwargs)
+
+    return looking
+
+
+@_while_parts_are_merged
 def read(run: str | Path, table: str = "cells") -> pl.DataFrame:
     """A table of a run, each row once. Raises StoreError for no run folder, ConfigError for no
     table of ours."""
@@ -79,6 +101,7 @@ def read(run: str | Path, table: str = "cells") -> pl.DataFrame:
     return _scan(_paths(run), table).collect()
 
 
+@_while_parts_are_merged
 def query(run: str | Path, sql: str) -> pl.DataFrame:
     """Polars SQL over cells, samples, interventions, probes, failures, and the planned jobs and
     units. Raises ConfigError when the statement can't be run."""
@@ -93,6 +116,7 @@ def query(run: str | Path, sql: str) -> pl.DataFrame:
         raise ConfigError(text) from error
 
 
+@_while_parts_are_merged
 def status(run: str | Path) -> RunStatus:
     """How far a run is."""
     paths = _paths(run)
@@ -127,6 +151,7 @@ def status(run: str | Path) -> RunStatus:
     )
 
 
+@_while_parts_are_merged
 def standing_failures(run: str | Path) -> pl.DataFrame:
     """The terminal failures that no later attempt has mended, the latest of each (unit, curve)."""
     failures = read(run, "failures").filter("terminal").sort("at")

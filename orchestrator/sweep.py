@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from avflow.orchestrator.compact import MANY_PARTS, compact, count_parts
 from avflow.orchestrator.config import SweepConfig
 from avflow.orchestrator.coordinator import Coordinator, Outcome, Patience, Placement
 from avflow.orchestrator.data import all_warnings, load_samples
-from avflow.orchestrator.errors import ExitStatus, SweepAborted
+from avflow.orchestrator.errors import ExitStatus, StoreError, SweepAborted
 from avflow.orchestrator.executors import Executor, LocalExecutor
 from avflow.orchestrator.paths import RunPaths
 from avflow.orchestrator.plan import Plan, build_plan
@@ -92,6 +93,7 @@ def run_sweep(
         outcome = _run(plan, paths, units, progress, tracker) if units else _NOTHING
         if outcome.signal is None:
             tracker.finish()
+            _tidy(paths)
         state = stored_state(paths)
     if units and outcome.given_up.keys() >= {unit.model for unit in units}:
         reasons = "\n  ".join(f"{model}: {why}" for model, why in outcome.given_up.items())
@@ -107,6 +109,17 @@ def _warn(plan: Plan) -> None:
     for warning in all_warnings(plan.datasets):
         logger.warning(warning)
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def _tidy(paths: RunPaths) -> None:
+    """Leave no heap of small files. That it fails costs nothing but tidiness."""
+    if count_parts(paths) <= MANY_PARTS:
+        return
+    try:
+        compact(paths)
+    except StoreError as error:
+        logger.warning("parts were not merged", exc_info=True)
+        print(f"warning: {error}; later: avflow compact {paths.root}", file=sys.stderr)
 
 
 _NOTHING = Outcome(signal=None, failures=0, given_up={})

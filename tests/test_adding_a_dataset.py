@@ -3,13 +3,12 @@
 import importlib.util
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from in_process import avflow
 from media_files import even, write_video
 from PIL import Image
 
@@ -27,8 +26,9 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The page's files, and the media that they speak of; the clip's sound ends early."""
+    monkeypatch.chdir(tmp_path)
     for name, text in FILE.findall(PAGE.read_text()):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -42,13 +42,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, line: str) -> str:
+def run(line: str) -> str:
     words = shlex.split(line, comments=True)
     assert words[0] == "avflow"
-    command = [sys.executable, "-c", "from avflow.orchestrator.cli import main; main()"]
-    done = subprocess.run(
-        [*command, *words[1:]], cwd=folder, capture_output=True, text=True, check=False
-    )
+    done = avflow(*words[1:])
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -60,15 +57,14 @@ def commands() -> list[str]:
 
 def test_the_folder_is_checked_and_planned(folder: Path) -> None:
     check, plan, _ = commands()
-    assert "3 questions; 5 media decoded" in run(folder, check)
-    assert "over 3 samples" in run(folder, plan)
+    assert "3 questions; 5 media decoded" in run(check)
+    assert "over 3 samples" in run(plan)
 
 
-@pytest.mark.slow
 def test_the_sweep_runs_and_what_decoding_changed_is_in_its_table(folder: Path) -> None:
     (query,) = blocks("sql")
-    run(folder, commands()[2])
-    told = run(folder, f"avflow query runs/mine {shlex.quote(query)} --format json")
+    run(commands()[2])
+    told = run(f"avflow query runs/mine {shlex.quote(query)} --format json")
     assert "clips/ball.mp4: sound ends at 1.00 s of 2.90 s" in told
 
 

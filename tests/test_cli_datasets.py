@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from hub import COMMIT, Hub, serving
+from in_process import avflow
 from media_files import even, write_video
 
 from avflow.orchestrator.errors import ConfigError
@@ -20,16 +21,6 @@ from avflow.orchestrator.fetching import FetchError, unpack
 
 REPOSITORY = "honglyhly/WorldSense"
 QA = b'{"v1": {"video_id": "v1"}}'
-
-
-def avflow(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from avflow.orchestrator.cli import main; main()", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "160", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment},
-    )
 
 
 def zipped(members: dict[str, bytes]) -> bytes:
@@ -54,8 +45,16 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 def get(hub: Hub, to: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: the hub's library reads its environment once."""
     here = {"HF_ENDPOINT": hub.url, "HF_HOME": str(to.parent / "hf"), **environment}
-    return avflow("datasets", "get", "worldsense", "--to", str(to), *words, **here)
+    command = [sys.executable, "-c", "from avflow.orchestrator.cli import main; main()"]
+    return subprocess.run(
+        [*command, "datasets", "get", "worldsense", "--to", str(to), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **here},
+    )
 
 
 def test_a_benchmark_is_fetched_unpacked_and_not_fetched_again(hub: Hub, tmp_path: Path) -> None:

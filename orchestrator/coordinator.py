@@ -18,7 +18,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from avflow.orchestrator.executors import Died, Ended, Executor, ExecutorEvent, Ready, Yielded
@@ -139,6 +139,7 @@ class Coordinator:
         self._leaving: frozenset[str] = frozenset()
         self._leaving_asked = float("-inf")
         self._open = dict.fromkeys(units, True)
+        self._told: set[tuple[str, str]] = set()  # (worker, unit) whose stream's end is due
         self._groups = Counter(_group(unit) for unit in units.values())
         self._curves = sum(len(unit.wanted) for unit in units.values())
         self._failures = 0
@@ -275,6 +276,7 @@ class Coordinator:
             self._recorder.add_curve(unit, done)
 
     def _on_sample(self, worker: str, done: SampleDone) -> None:
+        self._told.add((worker, done.unit_id))
         attempt = self._queue.attempt(done.unit_id)
         decisions = self._queue.on_sample_done(
             worker, done.unit_id, correct=done.correct, now=time.monotonic()
@@ -283,17 +285,27 @@ class Coordinator:
             return
         where = self._workers[worker].where
         unit = self._units[done.unit_id]
+        # A unit sent again with half the budget was cut as well, if not by the worker.
+        split = done.split_batches + self._queue.splits(done.unit_id)
+        done = replace(done, split_batches=split)
         self._recorder.add_sample(unit, done, worker=where, attempt=attempt)
         self._decided(decisions, where, (done.unit_id,))
 
     def _on_failure(self, worker: str, failure: UnitFailure) -> None:
+        if failure.curve is None:
+            self._told.add((worker, failure.unit_id))
         decision = self._queue.on_failure(worker, failure, time.monotonic())
         if decision is not None:
             self._decided([decision], self._workers[worker].where, (failure.unit_id,))
 
     def _on_ended(self, worker: str, unit_id: str) -> None:
-        """A stream must have told how its unit ended; one that did not is a worker's fault."""
-        if unit_id in self._queue.in_flight(worker):
+        """A stream must have told how its unit ended; one that did not is a worker's fault.
+
+        By now the worker may hold the unit again, for what is still due.
+        """
+        if (worker, unit_id) in self._told:
+            self._told.remove((worker, unit_id))
+        elif unit_id in self._queue.in_flight(worker):
             message = "the unit's stream ended with neither SampleDone nor a failure of the sample"
             failure = UnitFailure(
                 unit_id=unit_id,
@@ -304,6 +316,7 @@ class Coordinator:
                 traceback="",
             )
             self._on_failure(worker, failure)
+            self._told.discard((worker, unit_id))
 
     def _on_death(self, died: Died) -> None:
         worker = self._workers[died.worker]

@@ -93,6 +93,9 @@ def faulty_worker() -> type[ModelWorker]:
                         raise MemoryError("host memory is gone")
                     if what == "hangs":
                         time.sleep(3600)
+                    if what == "small" and ledger.read_text().count(curve.key) == 1:
+                        yield failed(unit.unit_id, curve.key, "OutOfMemoryError")
+                        continue
                     if what == "fails":
                         yield failed(unit.unit_id, curve.key)
                         continue
@@ -100,9 +103,9 @@ def faulty_worker() -> type[ModelWorker]:
             if what != "forgets":
                 yield sample_done(unit.unit_id)
 
-    def failed(unit_id: str, key: str) -> UnitFailure:
+    def failed(unit_id: str, key: str, error: str = "E") -> UnitFailure:
         return UnitFailure(
-            unit_id=unit_id, curve=key, stage="replay", error="E", message="m", traceback=""
+            unit_id=unit_id, curve=key, stage="replay", error=error, message="m", traceback=""
         )
 
     def curve_done(unit_id: str, key: str) -> CurveDone:
@@ -152,6 +155,7 @@ class Notes:
     def __init__(self) -> None:
         self.curves: Counter[tuple[str, str]] = Counter()
         self.samples: Counter[str] = Counter()
+        self.splits: dict[str, int] = {}
         self.failures: list[Decision] = []
         self.commits = 0
         self.tasks_stored: list[str] = []
@@ -161,6 +165,7 @@ class Notes:
 
     def add_sample(self, unit: UnitSpec, done: SampleDone, *, worker: str, attempt: int) -> None:
         self.samples[unit.unit_id] += 1
+        self.splits[unit.unit_id] = done.split_batches
 
     def add_failure(self, decision: Decision, *, worker: str) -> None:
         self.failures.append(decision)

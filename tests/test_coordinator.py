@@ -77,6 +77,14 @@ def test_failures_of_all_kinds_in_process(tmp_path: Path) -> None:
     assert notes.tasks_stored == ["t"]
 
 
+def test_a_unit_sent_again_with_half_the_budget_counts_as_split(tmp_path: Path) -> None:
+    units = [unit("u0", tmp_path, "small@2"), unit("u1", tmp_path)]
+    outcome, notes = coordinate(units, here())
+    assert outcome == Outcome(signal=None, failures=0, given_up={})
+    assert notes.curves == once(["u0", "u1"])
+    assert notes.splits == {"u0": 1, "u1": 0}
+
+
 def test_room_goes_to_the_next_model_when_one_is_done(tmp_path: Path) -> None:
     units = [unit(f"{m}{i}", tmp_path, model=m) for m in ("first", "second") for i in range(3)]
     executor = Watched()

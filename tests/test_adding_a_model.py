@@ -17,6 +17,7 @@ from avflow.datasets.media import MediaError, decode_sample
 from avflow.datasets.prompts import multiple_choice
 from avflow.datasets.sample import MediaPart, Sample
 from avflow.datasets.testbed.render import render_image, render_sound
+from avflow.orchestrator.checking_models import checks, recognise
 from avflow.workers import models
 from avflow.workers.encoders import EncoderCache
 from avflow.workers.models.base import ModelSpec
@@ -53,7 +54,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaVA of a few hundred kilobytes with random weights: 16 tokens a picture."""
     hf: Any = transformers
-    tokenizer = build_tokenizer(["USER: ASSISTANT: Which one is red? A. B. C.", " A B C"])
+    tokenizer = build_tokenizer(["USER: ASSISTANT: Which one is red? A. B. C. D.", " A B C D"])
     folder = tmp_path_factory.mktemp("tiny") / "llava"
     hf.LlavaProcessor(
         image_processor=hf.CLIPImageProcessor(
@@ -119,9 +120,9 @@ def test_the_pages_family_passes_the_suite(
     model = page.FAMILY.load(replace(spec, dtype=dtype), devices)
     samples = [pictures(), pictures(2, sample_id="s2", answer=0, correct_candidate=0)]
     cases = [Case(sample=s, media=decode_sample(root, s, model.media_spec)) for s in samples]
-    checks = list(conformance(model, cases))
-    assert [c for c in checks if c.result != "passed"] == []
-    assert {c.sample for c in checks} == {"s1", "s2", None}
+    found = list(conformance(model, cases))
+    assert [c for c in found if c.result != "passed"] == []
+    assert {c.sample for c in found} == {"s1", "s2", None}
 
 
 def test_one_line_makes_it_known(
@@ -142,6 +143,18 @@ def test_one_line_makes_it_known(
         sample = pictures(parts=(*pictures().media, *question))
         cache.encode(model, model.prepare(sample, decode_sample(root, sample, model.media_spec)))
     assert (cache.hits, cache.misses) == (1, 1)
+
+
+def test_the_command_checks_it_with_the_prompts_that_it_takes(
+    page: ModuleType, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.FAMILIES, "llava", page.FAMILY)
+    found, _ = recognise(replace(spec, family=""))
+    assert found.family == "llava"
+    results = list(checks(models.load(found, "cpu"), 1))
+    assert [c for c in results if c.result == "failed"] == [], results
+    taken = {c.sample for c in results if c.name == "prompt" and c.result == "passed"}
+    assert taken == {"match_image-0-00000-pictures"}
 
 
 def test_what_it_can_not_take_is_refused_by_name(

@@ -114,7 +114,7 @@ def test_a_sound_checkpoint_is_recognised_and_passes(
     status, text = avflow("check", folder, "--dtype", "float32")
     assert status == 0, text
     assert text.startswith("qwen2_5_omni: 3 layers of 64")
-    assert "29 checks, 0 failed" in text
+    assert "56 checks, 0 failed" in text
 
 
 def test_a_failed_check_is_exit_status_3(avflow: Run, tiny: Path, tmp_path: Path) -> None:

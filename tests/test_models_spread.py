@@ -5,16 +5,21 @@ whose weights are not where the prompt entered, are the same as with two GPUs.
 """
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import numbers, same_bits, spec_of
 from torch import nn
 
 from avflow.datasets.testbed.samples import load as load_samples
+from avflow.orchestrator.errors import ConfigError
+from avflow.orchestrator.executors import LocalExecutor, Ready
+from avflow.workers.actor import ModelWorker
 from avflow.workers.models import describe, load
 from avflow.workers.models.base import UnsupportedModelError
-from avflow.workers.models.placement import device_map, refuse_too_large
+from avflow.workers.models.placement import cuda_devices, device_map, refuse_too_large
 from avflow.workers.models.tiny import build_tiny_checkpoint
 
 
@@ -46,6 +51,46 @@ def test_a_split_model_gives_the_same_numbers(tmp_path: Path) -> None:
     for sample in (sight, match):
         expected = numbers(whole, tmp_path, sample)
         assert same_bits(numbers(split, tmp_path, sample), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_on_gpus_the_numbers_are_those_of_the_cpu(tmp_path: Path, gpus: int) -> None:
+    if torch.cuda.device_count() < gpus:
+        pytest.skip(f"needs {gpus} CUDA device(s)")
+    spec = spec_of(build_tiny_checkpoint(tmp_path / "omni", n_layers=4))
+    (sample,) = load_samples(tmp_path, seed=0, samples_per_task=1, tasks=("sight",))
+    spread = load(spec, *cuda_devices(gpus))
+    used = {parameter.device for parameter in spread.hf_model.parameters()}
+    assert used == {torch.device(name) for name in cuda_devices(gpus)}
+    expected = numbers(load(spec, "cpu"), tmp_path, sample)
+    found = numbers(spread, tmp_path, sample)
+    for curve, options in expected.items():
+        np.testing.assert_allclose(found[curve], options, atol=1e-4)
+
+
+@pytest.mark.parametrize(("gpus", "devices"), [(2, ("cuda:0", "cuda:1")), (1, ("cuda:0",))])
+def test_a_worker_of_this_process_gets_all_of_its_gpus(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, devices: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    given: list[tuple[str, ...]] = []
+
+    class Noting(ModelWorker):
+        def __init__(self, _name: str, _spec: object, devices: tuple[str, ...], _n: int) -> None:
+            given.append(devices)
+
+        def about(self) -> Any:
+            return None, "here:1", ""
+
+    executor = LocalExecutor(threads=1, worker_class=Noting)
+    assert executor.has_room(gpus)
+    executor.start_worker("w1", spec_of("testbed"), gpus)
+    assert executor.poll(0) == [Ready(worker="w1", where="here:1")]
+    assert given == [devices]
+    with pytest.raises(ConfigError, match="gpus_per_model is 3, but this machine has 2 GPUs"):
+        executor.has_room(3)
 
 
 def test_gpus_that_are_too_small_are_told_with_both_numbers(tmp_path: Path) -> None:

@@ -5,12 +5,11 @@ the process that gives way is one that holds nothing else: neither a Ray worker 
 Before each file it sets an alarm that the kernel rings, whatever the library does then; where
 even that can't help (a disk that does not answer), the caller stops waiting.
 
-    request: pickle of (root, part, spec)  ->  answer: pickle of DecodedMedia, or of an exception
+    request: root, part, spec  ->  answer: DecodedMedia, or an exception (see `wire`)
 """
 
 import contextlib
 import os
-import pickle
 import select
 import signal
 import subprocess
@@ -23,6 +22,13 @@ from typing import Self
 from avflow.datasets.media import decode_media, too_slow
 from avflow.datasets.media_spec import DecodedMedia, MediaError, MediaSpec
 from avflow.datasets.sample import MediaPart, Sample
+from avflow.datasets.wire import (
+    WireError,
+    receive_answer,
+    receive_request,
+    send_answer,
+    send_request,
+)
 
 _ALARM_S = 0.2  # after the limit, which decoding itself looks at first
 _PATIENCE_S = 2.0  # after the alarm
@@ -54,14 +60,17 @@ class Decoder:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            pickle.dump((root, part, spec), process.stdin)
+            send_request(process.stdin, root, part, spec)
             process.stdin.flush()
             limit_s = spec.decode_timeout_s + _ALARM_S + _PATIENCE_S
             if not select.select([process.stdout], [], [], limit_s)[0]:
                 raise too_slow(root / part.path, spec)
-            answer: DecodedMedia | Exception = pickle.load(process.stdout)
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            answer = receive_answer(process.stdout)
+        except (EOFError, BrokenPipeError):
             raise self._ended(root / part.path, spec) from None
+        except WireError as error:
+            self.close()
+            raise MediaError(f"{root / part.path}: its decoder sent nonsense: {error}") from error
         except BaseException:  # an answer that comes later must not be taken for the next file's
             self.close()
             raise
@@ -142,28 +151,24 @@ def serve() -> None:
     os.dup2(2, 1)  # whatever a library prints must not get between the answers
     while True:
         try:
-            root, part, spec = pickle.load(sys.stdin.buffer)
+            root, part, spec = receive_request(sys.stdin.buffer)
         except EOFError:
             return
         signal.setitimer(signal.ITIMER_REAL, spec.decode_timeout_s + _ALARM_S)
         try:
             answer: DecodedMedia | Exception = decode_media(root, part, spec)
         except Exception as error:  # whatever it is, it is this file's, and goes to who asked
-            answer = _sendable(error)
+            answer = _with_traceback(error)
         signal.setitimer(signal.ITIMER_REAL, 0)
         with contextlib.suppress(BrokenPipeError):
-            pickle.dump(answer, answers, protocol=5)
+            send_answer(answers, answer)
             answers.flush()
 
 
-def _sendable(error: Exception) -> Exception:
-    """The error with its traceback, which pickle leaves behind, as a note."""
+def _with_traceback(error: Exception) -> Exception:
+    """Its traceback stays behind in this process, so it goes along as a note."""
     if not isinstance(error, MediaError):
         error.add_note("In the decoding process:\n" + "".join(traceback.format_exception(error)))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 

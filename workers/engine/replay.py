@@ -10,7 +10,7 @@ Shapes: R rows, N prompt tokens, m = N - start replayed positions, D hidden size
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
@@ -85,6 +85,8 @@ class _Walk:
 
     def take(self, step: Step) -> None:
         """One layer."""
+        if self.m == 1:
+            step = _all_running(step)
         layer = self.decoder.layers[step.layer]
         if step.layer == self.batch.hand_over:
             self.handed_over = self.states[_TRUNK].clone()
@@ -234,6 +236,13 @@ class _Walk:
             device = self.baseline.keys[0].device
             self._views[key] = plan_view(self.batch.layout, blocked, queries, own_from, device)
         return self._views[key]
+
+
+def _all_running(step: Step) -> Step:
+    """Of a single position, targets and suffix are one: joining rows go along with the others, so
+    that a layer's weights, which is where the time goes, are read once."""
+    leaving = tuple((row, _TRUNK - 1) for row in step.joins)
+    return replace(step, forks=step.forks + leaving, joins=(), running=step.running + step.joins)
 
 
 def _length(spans: tuple[Span, ...]) -> int:

@@ -83,8 +83,7 @@ def read_config(spec: ModelSpec, unused: Sequence[str] = ()) -> tuple[dict[str, 
                 _hash_file(file, digest)
     else:
         folder = _fetch_config(spec, path).parent
-        if _is_offline():
-            weight_files(spec, folder, unused)
+        _check_published(spec, path, folder, unused)
         # The cache keeps a file under snapshots/<commit>/: a branch's name would not identify it.
         digest.update(f"{path}\0{folder.name}\0".encode())
         _hash_file(folder / "config.json", digest)
@@ -146,7 +145,11 @@ def _weight_names(spec: ModelSpec, folder: Path, unused: Sequence[str]) -> tuple
     index = _json(spec, folder / INDEX).get("weight_map")
     if not isinstance(index, dict):
         raise UnsupportedModelError(f"model {spec.name}: {folder / INDEX} has no weight_map")
-    used = {file for key, file in index.items() if not key.startswith(tuple(unused))}
+    used = {str(file) for key, file in index.items() if not key.startswith(tuple(unused))}
+    if outside := sorted(file for file in used if Path(file).name != file):
+        raise UnsupportedModelError(
+            f"model {spec.name}: {folder / INDEX} names files outside of its folder: {outside[:3]}"
+        )
     return tuple(sorted(used))
 
 
@@ -190,6 +193,24 @@ def _fetch_config(spec: ModelSpec, hub_id: str) -> Path:
 
     with _asking(spec, hub_id):
         return Path(hf_hub_download(hub_id, "config.json", revision=spec.revision))
+
+
+def _check_published(spec: ModelSpec, hub_id: str, folder: Path, unused: Sequence[str]) -> None:
+    """That the hub lists every weight file, or, without a network, that the cache holds them."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    if _is_offline():
+        weight_files(spec, folder, unused)
+        return
+    with _asking(spec, hub_id):
+        listed = HfApi().list_repo_files(hub_id, revision=folder.name)
+        if INDEX in listed:
+            hf_hub_download(hub_id, INDEX, revision=folder.name)
+    if missing := sorted(set(_weight_names(spec, folder, unused)) - set(listed)):
+        raise UnsupportedModelError(
+            f"model {spec.name}: {hub_id} at {folder.name} has no {', '.join(missing)}; only "
+            "safetensors are loaded"
+        )
 
 
 def _download(spec: ModelSpec, hub_id: str, unused: Sequence[str]) -> Path:

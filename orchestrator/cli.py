@@ -54,13 +54,41 @@ Limit = Annotated[
 
 
 @app.command()
-def plan(config: Config, as_json: Json = False, limit: Limit = None) -> None:
-    """Count what a sweep would run, without running it: jobs, cells, forward passes."""
-    from avflow.orchestrator import views
-    from avflow.orchestrator.config import load_config
-    from avflow.orchestrator.sweep import plan_sweep
+def plan(
+    config: Config,
+    *,
+    as_json: Json = False,
+    limit: Limit = None,
+    accuracy: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of right baselines; wrong ones call for no curve."),
+    ] = 1.0,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Run one real sample here, and calibrate with it.")
+    ] = False,
+    measure_model: Annotated[
+        str | None, typer.Option("--model", help="Of --measure. Default: the file's first.")
+    ] = None,
+) -> None:
+    """Count what a sweep would run, without running it: jobs, cells, FLOPs, GPU-hours.
 
-    views.show_plan(plan_sweep(load_config(config).with_execution(limit=limit)), as_json=as_json)
+    What has not been fetched yet is counted from the paper and from published shapes.
+    """
+    from avflow.orchestrator.config import load_config
+    from avflow.orchestrator.nominal import plan_anyway
+    from avflow.orchestrator.sweep import plan_sweep
+    from avflow.orchestrator.views_plan import show_plan
+
+    loaded = load_config(config).with_execution(limit=limit)
+    if not measure:
+        nominal = plan_anyway(loaded)
+        show_plan(nominal.plan, as_json=as_json, missing=nominal.missing, accuracy=accuracy)
+        return
+    from avflow.orchestrator.measure import measure as run_one
+
+    planned = plan_sweep(loaded)
+    measured = run_one(planned, measure_model or loaded.models[0].name)
+    show_plan(planned, as_json=as_json, accuracy=accuracy, measured=measured)
 
 
 @app.command()

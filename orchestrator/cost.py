@@ -112,6 +112,11 @@ class NominalCost:
         return replace(cost, flops=cost.token_layers * self._flops)
 
 
+def nominal_layout(sample: Sample, model: ModelConfig) -> Layout | None:
+    """The prompt that the sample will roughly have; None where it makes no sense."""
+    return _layout(sample, _pieces(sample, model))
+
+
 def _flops_of_token_layer(info: ModelInfo) -> float:
     """Projections and the MLP of one position in one layer, multiply-adds counted twice."""
     head = info.hidden_size // info.n_heads

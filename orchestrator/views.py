@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +13,6 @@ from rich.table import Table
 if TYPE_CHECKING:
     import polars as pl
 
-    from avflow.orchestrator.plan import Plan
     from avflow.orchestrator.results import RunStatus
 
 WATCH_EVERY_S = 5.0
@@ -31,76 +29,8 @@ def plain_table(*columns: str, title: str | None = None) -> Table:
     return table
 
 
-def show_plan(plan: "Plan", *, as_json: bool) -> None:
-    """Counts and nominal costs, then a line a (model, data set, task)."""
-    from avflow.orchestrator.cost import GPU_FLOPS
-    from avflow.orchestrator.data import all_warnings
-    from avflow.orchestrator.memory import needs, too_small_here
-
-    memory = needs(plan.config, plan.models)
-    warnings = [*all_warnings(plan.datasets), *too_small_here(memory)]
-    counts = asdict(plan.counts())
-    cost = {
-        "token_layers_plain": plan.cost.plain,
-        "token_layers": plan.cost.token_layers,
-        "reuse": plan.cost.plain / plan.cost.token_layers if plan.cost.token_layers else 1.0,
-        "gpu_hours": plan.cost.gpu_hours,
-    }
-    if as_json:
-        needed = {need.model: {"weights": need.weights, "peak": need.peak} for need in memory}
-        print(json.dumps(counts | cost | {"memory_bytes": needed, "warnings": warnings}))
-        return
-    table = plain_table("model", "data set", "task", "#samples", "#pathways", "#jobs", "#cells")
-    for group in plan.groups:
-        jobs = sum(len(curve.job_ids) for curve in group.curves)
-        names = {curve.spec.pathway.name for curve in group.curves}
-        row = (group.samples, len(names), jobs, jobs * group.samples)
-        table.add_row(group.model, group.dataset, group.task, *map(_thousands, row))
-    console = Console()
-    console.print(table)
-    if any(group.extras for group in plan.groups):
-        console.print("", _extras_table(plan))
-    console.print(
-        f"\n{counts['jobs']:,} jobs over {counts['samples']:,} samples: {counts['cells']:,} cells, "
-        f"{counts['curves']:,} curves in {counts['units']:,} units",
-        f"{counts['interventions']:,} interventions and {counts['probes']:,} probes, each on one "
-        "sample",
-        f"Plain way: {counts['forward_passes']:,} forward passes, {cost['token_layers_plain']:.3g} "
-        "token-layers",
-        f"With shared prefixes: {cost['token_layers']:.3g} token-layers, {cost['reuse']:.1f} times "
-        "less (nominal prompt lengths, every baseline correct)",
-        f"About {cost['gpu_hours']:.2g} GPU-hours at {GPU_FLOPS:.0e} FLOP/s",
-        *map(str, memory),
-        *(f"warning: {warning}" for warning in warnings),
-        sep="\n",
-        highlight=False,
-    )
-
-
-def _extras_table(plan: "Plan") -> Table:
-    """Interventions and probes, on how many samples."""
-    table = plain_table("model", "data set", "task", "intervention or probe", "layers", "#samples")
-    for group in plan.groups:
-        for extra in group.extras:
-            layers = _layers(extra.spec.layers)
-            row = (group.model, group.dataset, group.task, extra.spec.key, layers)
-            table.add_row(*row, _thousands(len(extra.samples)))
-    return table
-
-
-def _layers(layers: Sequence[int]) -> str:
-    """`0-3 7 9-10`; `-` for none."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    texts = (f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return " ".join(texts) or "-"
-
-
-def _thousands(number: int) -> str:
+def thousands(number: int) -> str:
+    """`1,234`."""
     return f"{number:,}"
 
 
@@ -145,7 +75,7 @@ def _status_table(now: "RunStatus") -> Table:
     for task in now.tasks:
         to_do = task.planned - task.right - task.wrong - task.failed
         numbers = (task.planned, task.right, task.wrong, task.failed, to_do)
-        table.add_row(task.model, task.dataset, task.task, *map(_thousands, numbers))
+        table.add_row(task.model, task.dataset, task.task, *map(thousands, numbers))
     return table
 
 

@@ -21,7 +21,8 @@ from avflow.orchestrator.progress import Silent
 from avflow.orchestrator.results import read, standing_failures, status
 from avflow.orchestrator.stored import stored_state
 from avflow.orchestrator.sweep import SweepOutcome, plan_sweep, run_sweep
-from avflow.orchestrator.views import show_plan, show_status
+from avflow.orchestrator.views import show_status
+from avflow.orchestrator.views_plan import show_plan
 
 HARNESS = Path(__file__).with_name("kill_harness.py")
 

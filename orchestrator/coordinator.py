@@ -19,12 +19,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from avflow.orchestrator.executors import Died, Ended, Executor, ExecutorEvent, Ready, Yielded
 from avflow.orchestrator.policy import Action, Decision, FailureKind
 from avflow.orchestrator.progress import Progress, Snapshot
 from avflow.orchestrator.queue import WorkQueue
+from avflow.orchestrator.recorder import Recorder
 from avflow.orchestrator.signals import StopSignals
 from avflow.orchestrator.unit import UnitState
 from avflow.workers.protocol import (
@@ -69,30 +70,6 @@ class Outcome:
     signal: int | None
     failures: int  # terminal ones
     given_up: Mapping[str, str]  # model -> why
-
-
-class Recorder(Protocol):
-    """Where results go. Buffers, and makes durable what it holds in `commit`."""
-
-    def add_curve(self, unit: UnitSpec, done: Finished) -> None:
-        """A curve, an intervention or a probe to keep."""
-        ...
-
-    def add_sample(self, unit: UnitSpec, done: SampleDone, *, worker: str, attempt: int) -> None:
-        """A sample's own row; `worker` is `host:pid`."""
-        ...
-
-    def add_failure(self, decision: Decision, *, worker: str) -> None:
-        """A failed attempt."""
-        ...
-
-    def tick(self) -> bool:
-        """Called often: commit if enough has gathered or long enough has passed. Whether it did."""
-        ...
-
-    def commit(self) -> None:
-        """Make durable all that was handed in."""
-        ...
 
 
 @dataclass(slots=True, kw_only=True)

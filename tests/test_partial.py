@@ -1,5 +1,7 @@
 """Attention in parts, merged by log-sum-exp, against one dense softmax."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,8 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from avflow.pathways import catalogue
 from avflow.pathways.pathway import blocked_segments, first_target
-from avflow.workers.engine import backends, flex, flex_check, sdpa
+from avflow.workers.engine import backends, flex, flex_check, kernel_check, sdpa
+from avflow.workers.engine.kernel_check import check_kernels
 from avflow.workers.engine.partial import (
     merge_into,
     partial_attention,
@@ -71,6 +74,19 @@ def test_the_kernel_and_the_plain_products_agree(dtype: torch.dtype, causal: boo
     for mine, theirs in zip(fast, plain, strict=True):
         assert mine.dtype == theirs.dtype
         assert (mine - theirs).abs().max() <= EXACT[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_kernels_are_held_to_plain_products_before_they_are_used(dtype, monkeypatch) -> None:
+    check_kernels(CPU, dtype)
+
+    def in_base_two(*arguments, **options):
+        out, lse = partial_attention(*arguments, **options)
+        return out, lse / math.log(2)
+
+    monkeypatch.setattr(kernel_check, "partial_attention", in_base_two)
+    with pytest.raises(kernel_check.KernelError, match="log-sum-exp of 1 queries over 130 keys"):
+        check_kernels.__wrapped__(CPU, dtype)
 
 
 def test_a_query_that_reads_itself_alone_gets_its_own_value() -> None:

@@ -20,6 +20,7 @@ class Hub:
     repository: str
     files: dict[str, bytes]
     cut: set[str] = field(default_factory=set)
+    kind: str = "datasets"  # or "models"
     url: str = ""
     ranges: list[str] = field(default_factory=list)  # asked for, as `FILE RANGE`
     sent: list[str] = field(default_factory=list)  # files of which bytes were sent
@@ -40,8 +41,9 @@ def serving(hub: Hub) -> Iterator[Hub]:
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    api = f"/api/datasets/{hub.repository}"
-    resolve = f"/datasets/{hub.repository}/resolve/{COMMIT}/"
+    api = f"/api/{hub.kind}/{hub.repository}"
+    root = f"/{hub.repository}" if hub.kind == "models" else f"/{hub.kind}/{hub.repository}"
+    resolve = f"{root}/resolve/{COMMIT}/"
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -54,7 +56,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             pass
 
         def _answer(self, *, with_body: bool) -> None:
-            path = unquote(urlsplit(self.path).path)
+            path = unquote(urlsplit(self.path).path).replace(
+                "/resolve/main/", f"/resolve/{COMMIT}/"
+            )
             if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
                 names = [{"rfilename": name} for name in hub.files]
                 self._json({"id": hub.repository, "sha": COMMIT, "siblings": names})
@@ -62,7 +66,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self._json([_entry(name, data) for name, data in hub.files.items()])
             elif path.startswith(resolve) and path.removeprefix(resolve) in hub.files:
                 self._file(path.removeprefix(resolve), with_body=with_body)
-            elif path.startswith(f"{api}/revision/"):
+            elif path.startswith(resolve):
+                self._json({"error": "no"}, 404, "EntryNotFound")
+            elif path.startswith((f"{api}/revision/", f"{root}/resolve/")):
                 self._json({"error": "no"}, 404, "RevisionNotFound")
             else:
                 self._json({"error": "no"}, 404, "RepoNotFound")

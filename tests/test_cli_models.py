@@ -1,14 +1,18 @@
 """`avflow models`: what is listed, and what checking a checkpoint says and returns."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub import Hub, serving
 from safetensors.torch import load_file, save_file
-from tiny_models import as_published
+from tiny_models import SHARDS, as_published
 
 from avflow.orchestrator import cli
 from avflow.orchestrator.known_models import PAPER_TOKENS, PUBLISHED, Published, needed_bytes
@@ -145,3 +149,55 @@ def test_what_is_no_checkpoint_is_exit_status_2(avflow: Run, tiny: Path, tmp_pat
     (tmp_path / "llama" / "model.safetensors").unlink()
     status, text = avflow("check", tmp_path / "llama", "--family", "qwen2_5_omni")
     assert (status, "model.safetensors is missing" in text) == (2, True)
+
+
+ASKING = """
+from avflow.workers.models import describe
+from avflow.workers.models.base import ModelSpec, UnsupportedModelError
+for revision in (None, "v2"):
+    try:
+        describe(ModelSpec(name="m", family="qwen2_5_omni", path="Qwen/Tiny", revision=revision))
+    except UnsupportedModelError as error:
+        print(error)
+"""
+
+
+def on_hub(hub: Hub, home: Path, *words: str) -> tuple[int, str]:
+    """Run Python in a process of its own: the hub's library reads its environment once."""
+    here = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, *words], env=os.environ | here, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_of_a_hubs_checkpoint_only_what_is_loaded_is_fetched(tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    as_published(folder)
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    hub = Hub(repository="Qwen/Tiny", files=files, kind="models")
+    with serving(hub):
+        lost = hub.files.pop(SHARDS[1])
+        _, said = on_hub(hub, tmp_path / "hf", "-c", ASKING)
+        assert "Qwen/Tiny at 'v2': the hub has no such id, revision" in said
+        assert f"has no {SHARDS[1]}" in said
+        assert not set(SHARDS) & set(hub.sent), "before any weights are fetched"
+        hub.files[SHARDS[1]] = lost
+        words = ("-m", "avflow", "models", "check", "Qwen/Tiny", "--dtype", "float32")
+        status, said = on_hub(hub, tmp_path / "hf", *words)
+        assert (status, "0 failed" in said) == (0, True), said
+        assert {SHARDS[0], SHARDS[1]} < set(hub.sent)
+        assert not {SHARDS[2], "spk_dict.pt"} & set(hub.sent)
+
+
+@pytest.mark.slow
+def test_a_hub_that_is_gone_leaves_what_was_fetched(tiny: Path, tmp_path: Path) -> None:
+    """The hub's library tries for half a minute before it gives up."""
+    files = {file.name: file.read_bytes() for file in tiny.iterdir()}
+    hub = Hub(repository="Qwen/Tiny", files=files, kind="models")
+    with serving(hub):
+        words = ("-m", "avflow", "models", "check", "Qwen/Tiny", "--dtype", "float32")
+        assert on_hub(hub, tmp_path / "hf", *words)[0] == 0
+    _, said = on_hub(hub, tmp_path / "hf", "-c", ASKING)
+    assert "model m: Qwen/Tiny at 'v2': neither the hub nor the local cache gives it" in said
+    assert said.count("model m:") == 1, "what was fetched is used"

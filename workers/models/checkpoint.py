@@ -202,10 +202,15 @@ def _check_published(spec: ModelSpec, hub_id: str, folder: Path, unused: Sequenc
     if _is_offline():
         weight_files(spec, folder, unused)
         return
-    with _asking(spec, hub_id):
-        listed = HfApi().list_repo_files(hub_id, revision=folder.name)
-        if INDEX in listed:
-            hf_hub_download(hub_id, INDEX, revision=folder.name)
+    try:
+        with _asking(spec, hub_id):
+            listed = HfApi().list_repo_files(hub_id, revision=folder.name)
+            if INDEX in listed:
+                hf_hub_download(hub_id, INDEX, revision=folder.name)
+    except UnreachableCheckpointError:
+        if any(_fault(folder / name) for name in _weight_names(spec, folder, unused)):
+            raise
+        return  # all of it was fetched before
     if missing := sorted(set(_weight_names(spec, folder, unused)) - set(listed)):
         raise UnsupportedModelError(
             f"model {spec.name}: {hub_id} at {folder.name} has no {', '.join(missing)}; only "
@@ -243,7 +248,9 @@ def _asking(spec: ModelSpec, hub_id: str) -> Iterator[None]:
             f"{what}: the hub has no such id, revision or config.json ({type(error).__name__}); "
             "check them, or give a local folder"
         ) from error
-    except OSError as error:  # the rest of the hub's own errors, and the network's
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # the hub library's own and its HTTP client's: no common class
         if _is_offline():
             raise UnsupportedModelError(
                 f"{what} is not in the local cache, and HF_HUB_OFFLINE forbids to download it; "

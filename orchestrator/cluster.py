@@ -6,8 +6,13 @@ The one module that touches Ray's private parts.
 import logging
 import os
 import secrets
+from typing import Any
 
 from avflow.orchestrator.errors import ConfigError, SweepAborted
+
+_TAIL_LINES = 40
+_TAIL_BYTES = 16_384
+_TAIL_PATIENCE_S = 10.0
 
 
 def start_ray(address: str | None) -> bool:
@@ -62,14 +67,63 @@ def _start_here() -> None:
         ) from error
 
 
-def cluster_room() -> tuple[int, int]:
-    """(GPUs, CPUs) the cluster has; GPUs also those that an autoscaler can add."""
+def cluster_room(avoided: frozenset[str] = frozenset()) -> tuple[int, int]:
+    """(GPUs, CPUs) of the living nodes but the `avoided`; GPUs also those that an autoscaler can
+    add."""
     import ray
     from ray._private.state import state
 
+    nodes = [
+        node["Resources"]
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"] and node["NodeID"] not in avoided
+    ]
+    gpus, cpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("GPU", "CPU"))
     later = state.get_max_resources_from_cluster_config() or {}
-    now = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return int(max(now.get("GPU", 0), later.get("GPU", 0))), int(now.get("CPU", 1))
+    return int(max(gpus, later.get("GPU", 0))), int(cpus)
+
+
+def actor_place(actor: Any) -> tuple[str, int]:
+    """(node, pid) of an actor, dead or alive; ("", 0) while it waits for room."""
+    from ray._private.state import state
+
+    found = state.actor_table(actor._ray_actor_id.hex()) or {}
+    address = found.get("Address", {})
+    pid = int(found.get("Pid", 0))
+    return (str(address["NodeID"]), pid) if pid and address.get("IPAddress") else ("", 0)
+
+
+def log_tail(node: str, pid: int) -> str:
+    """The end of what a worker process wrote, read on its node; "" where that can't be had."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not (node and pid):
+        return ""
+    there = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    read = ray.remote(_log_tail).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+    try:
+        return str(ray.get(read.remote(pid), timeout=_TAIL_PATIENCE_S))
+    except ray.exceptions.RayError:  # the node has gone too, or does not answer
+        return ""
+
+
+def _log_tail(pid: int) -> str:
+    """On the node. Ray's own marks (`:actor_name:...`) are left out."""
+    from pathlib import Path
+
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    text = ""
+    for kind in ("out", "err"):
+        for path in sorted(Path(node.get_logs_dir_path()).glob(f"worker-*-{pid}.{kind}")):
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+                lines = file.read().decode(errors="replace").splitlines()
+            kept = [line for line in lines if not line.startswith(":")][-_TAIL_LINES:]
+            text += "".join(f"{line}\n" for line in kept)
+    return text
 
 
 def draining_nodes() -> frozenset[str]:

@@ -19,13 +19,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from avflow.orchestrator.executors import Died, Ended, Executor, ExecutorEvent, Ready, Yielded
+from avflow.orchestrator.nodes import NodeHealth
 from avflow.orchestrator.policy import Action, Decision, FailureKind
 from avflow.orchestrator.progress import Progress, Snapshot
 from avflow.orchestrator.queue import WorkQueue
 from avflow.orchestrator.recorder import Recorder
+from avflow.orchestrator.session import Outcome, Patience, Placement
 from avflow.orchestrator.signals import StopSignals
 from avflow.orchestrator.unit import UnitState
 from avflow.workers.protocol import (
@@ -38,38 +39,12 @@ from avflow.workers.protocol import (
     UnitSpec,
 )
 
-if TYPE_CHECKING:
-    from avflow.workers.models.base import ModelSpec
-
 TICK_S = 0.25
 LEAVING_EVERY_S = 5.0
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """A model and the GPUs that one worker of it takes."""
-
-    spec: "ModelSpec"
-    gpus: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """Seconds: a load before it counts as hung, and running units' grace after a first signal."""
-
-    load_s: float
-    grace_s: float = 20.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a session ended. `signal` stopped it early, if any did."""
-
-    signal: int | None
-    failures: int  # terminal ones
-    given_up: Mapping[str, str]  # model -> why
+__all__ = ["Coordinator", "Outcome", "Patience", "Placement"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,6 +52,7 @@ class _Worker:
     model: str
     started: float
     where: str = ""  # host:pid once it is ready
+    node: str = ""  # its machine, as the executor calls it
 
     @property
     def ready(self) -> bool:
@@ -115,6 +91,9 @@ class Coordinator:
         self._n_started = 0
         self._leaving: frozenset[str] = frozenset()
         self._leaving_asked = float("-inf")
+        self._health = NodeHealth()
+        self._broken: set[str] = set()
+        self._places: dict[str, int] = {}  # model -> workers at most
         self._open = dict.fromkeys(units, True)
         self._told: set[tuple[str, str]] = set()  # (worker, unit) whose stream's end is due
         self._groups = Counter(_group(unit) for unit in units.values())
@@ -166,7 +145,9 @@ class Coordinator:
                 for key, worker in self._workers.items()
             )
             for _ in range(self._queue.due(name) - idle):
-                if not self._executor.has_room(placement.gpus):
+                live = sum(worker.model == name for worker in self._workers.values())
+                enough = live >= self._places.get(name, live + 1)
+                if enough or not self._executor.has_room(placement.gpus):
                     break
                 self._start(name, placement)
 
@@ -179,8 +160,9 @@ class Coordinator:
 
     def _feed(self) -> None:
         for name, worker in self._workers.items():
-            while worker.ready and name not in self._leaving:
-                unit = self._queue.next_for(name, worker.model, time.monotonic())
+            while worker.ready and name not in self._leaving and worker.node not in self._broken:
+                now = time.monotonic()
+                unit = self._queue.next_for(name, worker.model, now, node=worker.node)
                 if unit is None:
                     break
                 self._executor.submit(name, unit)
@@ -196,7 +178,7 @@ class Coordinator:
             wanted_elsewhere = not self._queue.due(worker.model) and any(
                 self._queue.due(model) for model in self._models if model != worker.model
             )
-            if name in self._leaving or wanted_elsewhere:
+            if name in self._leaving or worker.node in self._broken or wanted_elsewhere:
                 self._queue.retire(name)
                 self._remove(name)
                 logger.info("retired", extra={"worker": name})
@@ -211,18 +193,48 @@ class Coordinator:
         for name in self._queue.overdue(now):
             if self._executor.give_up_decoding(name):
                 continue  # its failure is on the way
-            where = self._workers[name].where
-            held = self._queue.in_flight(name)
+            worker, held = self._workers[name], self._queue.in_flight(name)
             self._remove(name)
-            self._decided(self._queue.on_timeout(name, now), where, held)
+            self._decided(self._queue.on_timeout(name, now), worker.where, held)
+            self._suspect(worker.node, held)
         for name, worker in list(self._workers.items()):
             if not worker.ready and now - worker.started > self._patience.load_s:
+                if self._executor.waits_for_room(name):
+                    worker.started = now
+                    text = f"{name} still waits for room on a machine, for {worker.model}"
+                    self._progress.say(text)
+                    continue
                 message = f"it did not load within load_deadline_s = {self._patience.load_s:g} s"
                 self._failed_to_load(name, FailureKind.LOAD, message, "")
 
-    def _failed_to_load(self, worker: str, kind: FailureKind, message: str, traceback: str) -> None:
+    def _failed_to_load(
+        self, worker: str, kind: FailureKind, message: str, traceback: str, node: str = ""
+    ) -> None:
         model = self._remove(worker)
-        self._decided([self._queue.on_load_failure(model, kind, message, traceback)], worker, ())
+        live = sum(one.model == model for one in self._workers.values())
+        runs = any(one.model == model and one.ready for one in self._workers.values())
+        decision = self._queue.on_load_failure(model, kind, message, traceback, runs=runs)
+        self._decided([decision], worker, ())
+        if runs and self._health.died(node, None) and not self._put_aside(node):
+            self._places[model] = live
+            self._progress.say(f"{model} goes on with {live} workers: more of them do not load")
+
+    def _suspect(self, node: str, held: tuple[str, ...]) -> None:
+        """A worker died there, over the oldest of what it held."""
+        if held and self._health.died(node, held[0]):
+            self._put_aside(node)
+
+    def _put_aside(self, node: str) -> bool:
+        """Feed a broken machine no more. False if there is no other."""
+        if node not in self._broken:
+            if not self._executor.avoid(node):
+                return False
+            self._broken.add(node)
+            self._queue.forgive(node)
+            text = f"machine {node} is put aside: workers die there over whatever they are given"
+            logger.error(text)
+            self._progress.say(text)
+        return True
 
     # -- events ------------------------------------------------------------------------------
 
@@ -232,7 +244,8 @@ class Coordinator:
             return  # it was killed meanwhile
         match event:
             case Ready(where=where):
-                worker.where = where
+                worker.where, worker.node = where, event.node
+                self._queue.on_loaded(worker.model)
                 self._working_since = self._working_since or time.monotonic()
                 logger.info("ready at %s", where, extra={"worker": event.worker})
             case Yielded(event=CurveDone() | InterventionDone() | ProbeDone() as done):
@@ -266,6 +279,7 @@ class Coordinator:
         split = done.split_batches + self._queue.splits(done.unit_id)
         done = replace(done, split_batches=split)
         self._recorder.add_sample(unit, done, worker=where, attempt=attempt)
+        self._health.passed(self._workers[worker].node)
         self._decided(decisions, where, (done.unit_id,))
 
     def _on_failure(self, worker: str, failure: UnitFailure) -> None:
@@ -300,7 +314,7 @@ class Coordinator:
         if not worker.ready and died.kind is not FailureKind.PREEMPTION:
             final = died.kind is FailureKind.UNSUPPORTED
             kind = died.kind if final else FailureKind.LOAD
-            self._failed_to_load(died.worker, kind, died.message, died.traceback)
+            self._failed_to_load(died.worker, kind, died.message, died.traceback, died.node)
             return
         held = self._queue.in_flight(died.worker)
         self._remove(died.worker)
@@ -309,6 +323,8 @@ class Coordinator:
         )
         logger.warning("%s: %s", died.kind, died.message, extra={"worker": died.worker})
         self._decided(decisions, worker.where, held)
+        if died.kind is not FailureKind.PREEMPTION:
+            self._suspect(worker.node, held)
 
     def _decided(self, decisions: list[Decision], where: str, touched: tuple[str, ...]) -> None:
         """Record failures, and close the units that have ended with them."""

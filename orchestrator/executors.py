@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """The worker has loaded its model; `where` is its `host:pid`."""
+    """The worker has loaded its model; `where` is its `host:pid`, `node` its machine."""
 
     worker: str
     where: str
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +49,16 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Died:
-    """The worker is gone, with all units it held. LOAD, UNSUPPORTED: it never became ready."""
+    """The worker is gone, with all units it held. LOAD, UNSUPPORTED: it never became ready.
+
+    `traceback` ends with the end of its log, where that could still be read.
+    """
 
     worker: str
     kind: FailureKind
     message: str
     traceback: str = ""
+    node: str = ""
 
 
 ExecutorEvent = Ready | Yielded | Ended | Died
@@ -80,6 +85,14 @@ class Executor(Protocol):
 
     def leaving(self) -> frozenset[str]:
         """Workers whose node is being taken away: let them finish, feed them no more."""
+        ...
+
+    def waits_for_room(self, worker: str) -> bool:
+        """Whether a worker that was started has no machine yet, so that it is not late to load."""
+        ...
+
+    def avoid(self, node: str) -> bool:
+        """Start nothing more on a machine. False, and no change, if there is no other."""
         ...
 
     def give_up_decoding(self, worker: str) -> bool:
@@ -147,6 +160,14 @@ class LocalExecutor:
     def leaving(self) -> frozenset[str]:
         """This process stays where it is."""
         return frozenset()
+
+    def waits_for_room(self, worker: str) -> bool:
+        """It is here."""
+        return False
+
+    def avoid(self, node: str) -> bool:
+        """There is no other."""
+        return False
 
     def give_up_decoding(self, worker: str) -> bool:
         """Here decoding is a part of the unit's own step."""

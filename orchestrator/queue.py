@@ -35,6 +35,7 @@ class Counts:
 class _Worker:
     model: str
     heard: float  # seconds: its last sign of life while it had work
+    node: str = ""  # its machine
     media: str = ""  # what its latest unit is about; its encoders' outputs may still be there
     flights: list[Unit] = field(default_factory=list)  # oldest first
 
@@ -62,7 +63,8 @@ class WorkQueue:
         self._heaps: dict[str, list[tuple[float, str]]] = {}
         self._alike: dict[tuple[str, str], list[tuple[float, str]]] = {}  # by model and media
         self._workers: dict[str, _Worker] = {}
-        self._deaths: dict[str, list[tuple[float, str]]] = {}
+        self._deaths: dict[str, list[tuple[float, str, str]]] = {}  # seconds, unit, machine
+        self._broken: set[str] = set()
         self._load_failures: Counter[str] = Counter()
         self._aborted: set[str] = set()
         self._draining = False
@@ -74,16 +76,17 @@ class WorkQueue:
 
     # -- giving work -------------------------------------------------------------------------
 
-    def next_for(self, worker: str, model: str, now: float) -> UnitSpec | None:
+    def next_for(self, worker: str, model: str, now: float, *, node: str = "") -> UnitSpec | None:
         """Lease a pending unit of `model` to `worker`; None: nothing, or enough.
 
-        The costliest, but first those about the media that the worker had last.
+        The costliest, but first those about the media that the worker had last, and only if
+        nothing else is left one that killed a worker on this `node`: the machine may be broken.
 
         Call it when the worker has loaded its model, and after each unit that ends. `wanted` of
         the unit are the curves still missing; `byte_budget` is halved by each split.
         Raises ValueError when the worker was bound to another model before.
         """
-        known = self._workers.setdefault(worker, _Worker(model=model, heard=now))
+        known = self._workers.setdefault(worker, _Worker(model=model, heard=now, node=node))
         if known.model != model:
             raise ValueError(f"worker {worker} is bound to {known.model}, not to {model}")
         full = len(known.flights) >= self._in_flight or any(unit.alone for unit in known.flights)
@@ -149,7 +152,8 @@ class WorkQueue:
             if gone.flights:
                 suspect = gone.flights[0].spec.unit_id
                 decisions.append(gone.flights[0].died(kind, message, traceback))
-            decisions += self._count_death(gone.model, suspect, message, now)
+                gone.flights[0].died_on.update({gone.node} - {""})
+            decisions += self._count_death(gone, suspect, message, now)
         for unit in gone.flights:
             self._settle(unit)
         return decisions
@@ -160,18 +164,37 @@ class WorkQueue:
         return self.on_worker_death(worker, FailureKind.TIMEOUT, message, now)
 
     def on_load_failure(
-        self, model: str, kind: FailureKind, message: str, traceback: str = ""
+        self,
+        model: str,
+        kind: FailureKind,
+        message: str,
+        traceback: str = "",
+        *,
+        runs: bool = False,
     ) -> Decision:
-        """A worker of this model could not start. RETRY: start another; ABORT_MODEL: don't."""
+        """A worker of this model could not start. RETRY: start another; ABORT_MODEL: don't.
+
+        While others of it run (`runs`), it is not the model that is at fault.
+        """
         self._load_failures[model] += 1
         tries = self._load_failures[model]
-        action = self._policy.decide(kind, tries)
+        action = Action.RETRY if runs else self._policy.decide(kind, tries)
         if action is Action.ABORT_MODEL:
             self.abort_model(model)
         failure = _of_model("load", kind, message, traceback)
         return Decision(
             action=action, kind=kind, model=model, unit=None, failure=failure, attempt=tries
         )
+
+    def on_loaded(self, model: str) -> None:
+        """A worker of this model has started: what failed before was not the model's fault."""
+        self._load_failures[model] = 0
+
+    def forgive(self, node: str) -> None:
+        """The machine is broken: no death there, before or later, counts for the breaker."""
+        self._broken.add(node)
+        for model, deaths in self._deaths.items():
+            self._deaths[model] = [death for death in deaths if death[2] != node]
 
     def retire(self, worker: str) -> None:
         """Forget a worker that was stopped while it held nothing."""
@@ -255,9 +278,16 @@ class WorkQueue:
     def _pop(self, worker: _Worker) -> Unit | None:
         """The next pending unit that the worker may take."""
         alike = self._alike.get((worker.model, worker.media), [])
-        return self._take(alike, worker) or self._take(self._heaps.get(worker.model, []), worker)
+        everything = self._heaps.get(worker.model, [])
+        return (
+            self._take(alike, worker)
+            or self._take(everything, worker)
+            or self._take(everything, worker, died_here=True)
+        )
 
-    def _take(self, heap: list[tuple[float, str]], worker: _Worker) -> Unit | None:
+    def _take(
+        self, heap: list[tuple[float, str]], worker: _Worker, *, died_here: bool = False
+    ) -> Unit | None:
         """The costliest of a heap: one that must be alone only for a worker without others."""
         pending = self._pending.get(worker.model, set())
         passed_over, found = [], None
@@ -266,7 +296,8 @@ class WorkQueue:
             unit = self._units[entry[1]]
             if entry[1] not in pending:
                 continue
-            if worker.flights and unit.alone:
+            kept_apart = worker.node in unit.died_on and not died_here
+            if kept_apart or (worker.flights and unit.alone):
                 passed_over.append(entry)
             else:
                 found = unit
@@ -290,11 +321,15 @@ class WorkQueue:
         if unit.settle(abandoned=unit.spec.model in self._aborted) is UnitState.PENDING:
             self._push(unit.spec)
 
-    def _count_death(self, model: str, unit_id: str, message: str, now: float) -> list[Decision]:
+    def _count_death(self, gone: _Worker, unit_id: str, message: str, now: float) -> list[Decision]:
+        model = gone.model
+        if gone.node in self._broken:
+            return []
         deaths = self._deaths.setdefault(model, [])
-        deaths.append((now, unit_id))
+        deaths.append((now, unit_id, gone.node))
         live = sum(worker.model == model for worker in self._workers.values())
-        if model in self._aborted or not self._policy.breaker_trips(deaths, now, live):
+        counted = [(at, unit) for at, unit, _ in deaths]
+        if model in self._aborted or not self._policy.breaker_trips(counted, now, live):
             return []
         self.abort_model(model)
         kind = FailureKind.WORKER_DEATH

@@ -6,7 +6,13 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from avflow.orchestrator.cluster import cluster_room, draining_nodes, start_ray
+from avflow.orchestrator.cluster import (
+    actor_place,
+    cluster_room,
+    draining_nodes,
+    log_tail,
+    start_ray,
+)
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.executors import Died, Ended, ExecutorEvent, Ready, Yielded
 from avflow.orchestrator.policy import FailureKind
@@ -62,26 +68,41 @@ class RayExecutor:
         Raises ConfigError when the cluster can't be reached.
         """
         self._owns_ray = start_ray(address)
-        self._all_gpus, cpus = cluster_room()
-        self._most = workers or self._all_gpus or max(1, cpus // threads)
+        self._wanted = workers
         self._threads = threads
+        self._avoided: frozenset[str] = frozenset()
+        self._has_gpus = cluster_room()[0] > 0  # CPU workers are no stand-in for GPUs that died
+        self._most_gpus = 0
+        self._look()
         self._worker_class = worker_class
         self._workers: dict[str, _RayWorker] = {}
 
     def has_room(self, gpus: int) -> bool:
         """Neither too many workers nor too few GPUs. Raises ConfigError if it can never be."""
-        if self._all_gpus and gpus > self._all_gpus:
+        if self._has_gpus and gpus > self._most_gpus:
             raise ConfigError(
-                f"gpus_per_model is {gpus}, but the cluster has at most {self._all_gpus} GPUs"
+                f"gpus_per_model is {gpus}, but the cluster has at most {self._most_gpus} GPUs"
             )
+        if time.monotonic() - self._asked > _LOOK_EVERY_S:
+            self._look()
         used = sum(worker.gpus for worker in self._workers.values())
-        enough = not self._all_gpus or used + gpus <= self._all_gpus
+        enough = not self._has_gpus or used + gpus <= self._all_gpus
         return enough and len(self._workers) < self._most
+
+    def _look(self) -> None:
+        """Nodes come and go: see what room there is now."""
+        self._all_gpus, cpus = cluster_room(self._avoided)
+        self._most_gpus = max(self._most_gpus, self._all_gpus)
+        room = self._all_gpus if self._has_gpus else max(1, cpus // self._threads)
+        self._most = self._wanted or room
+        self._asked = time.monotonic()
 
     def start_worker(self, worker: str, spec: "ModelSpec", gpus: int) -> None:
         """Begin to load a model; the actor waits for a node that is still coming up."""
-        gpus = gpus if self._all_gpus else 0
-        actor = start_actor(self._worker_class, worker, spec, gpus, self._threads)
+        gpus = gpus if self._has_gpus else 0
+        actor = start_actor(
+            self._worker_class, worker, spec, gpus, self._threads, avoided=self._avoided
+        )
         about = actor.about.remote()
         self._workers[worker] = _RayWorker(actor=actor, gpus=gpus, about=about)
 
@@ -117,6 +138,27 @@ class RayExecutor:
         """Workers on nodes that drain (spot pre-emption, scale-down)."""
         nodes = draining_nodes()
         return frozenset(name for name, w in self._workers.items() if w.node in nodes)
+
+    def waits_for_room(self, worker: str) -> bool:
+        """A pending actor: no GPU is free, or the autoscaler is still at it."""
+        known = self._workers.get(worker)
+        return known is not None and not known.node and not actor_place(known.actor)[0]
+
+    def avoid(self, node: str) -> bool:
+        """What runs there may finish."""
+        import ray
+
+        others = [
+            one["NodeID"]
+            for one in ray.nodes()  # type: ignore[no-untyped-call]
+            if one["Alive"] and one["NodeID"] not in self._avoided | {node}
+            if not self._has_gpus or one["Resources"].get("GPU", 0)
+        ]
+        if not others:
+            return False
+        self._avoided |= {node}
+        self._look()
+        return True
 
     def give_up_decoding(self, worker: str) -> bool:
         """Kill the decoding task; the worker lives on."""
@@ -156,7 +198,7 @@ class RayExecutor:
         try:
             if worker.media_spec is None:
                 worker.media_spec, where, worker.node = ray.get(worker.about)
-                return Ready(worker=name, where=where)
+                return Ready(worker=name, where=where, node=worker.node)
             flight = worker.flights[0]
             return Yielded(worker=name, event=ray.get(next(flight.stream)))
         except StopIteration:
@@ -173,13 +215,17 @@ class RayExecutor:
         kind = death_kind(error)
         if kind is FailureKind.WORKER_DEATH and name in self.leaving():
             kind = FailureKind.PREEMPTION
+        node, pid = actor_place(worker.actor)
         self.kill(name)
         text = _COLOUR.sub("", str(error)).strip()  # holds the worker's own traceback, if any
         # What an exception of ours was is said at its end; of a death Ray writes what it knows.
         message = text.splitlines()[-1] if kind in _RAISED else text
-        return Died(worker=name, kind=kind, message=message, traceback=text)
+        if said := log_tail(node, pid):
+            text += f"\n\nThe end of the worker's log:\n{said}"
+        return Died(worker=name, kind=kind, message=message, traceback=text, node=node)
 
 
+_LOOK_EVERY_S = 5.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _RAISED = frozenset({FailureKind.FATAL, FailureKind.LOAD, FailureKind.UNSUPPORTED})
 # Of what a constructor raised Ray keeps the text alone.

@@ -40,6 +40,7 @@ class Unit:
     done: int = 0
     failed: int = 0
     skipped: int = 0
+    died_on: set[str] = field(default_factory=set)  # machines
     _sample_failed: bool = False
     _sample_done: bool = False
     _wanted: frozenset[str] = frozenset()  # of the present lease

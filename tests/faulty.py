@@ -60,6 +60,8 @@ def faulty_worker() -> type[ModelWorker]:
                 from avflow.workers.models.base import UnsupportedModelError
 
                 raise UnsupportedModelError("model m: its weights take 9.0 GiB, free are 8.0 GiB")
+            if spec.path.startswith("not on ") and ray_node() == spec.path.removeprefix("not on "):
+                raise RuntimeError("no GPU is visible")
             if spec.path == "hangs":
                 time.sleep(3600)
 
@@ -67,15 +69,20 @@ def faulty_worker() -> type[ModelWorker]:
             return f"FaultyWorker({self.name})"
 
         def about(self) -> tuple[MediaSpec, str, str]:
-            return SPEC, f"{socket.gethostname()}:{os.getpid()}", ""
+            return SPEC, f"{socket.gethostname()}:{os.getpid()}", ray_node()
 
         def run_unit(self, unit: UnitSpec, decoded: Decoded | UnitFailure) -> Iterator[Event]:
             if isinstance(decoded, UnitFailure):
                 yield decoded
                 return
+            broken = Path(unit.data_root) / "broken-node"  # written by the test
+            if broken.exists() and ray_node() == broken.read_text():
+                os.kill(os.getpid(), signal.SIGKILL)
             ledger = Path(unit.data_root) / f"{unit.unit_id}.ran"
             what, _, where = unit.sample.category.partition("@")
-            fault_at = int(where or -1)
+            print(f"{self.name} takes {unit.unit_id}", flush=True)
+            time.sleep(float(where) if what == "slow" else 0)
+            fault_at = int(where or -1) if what != "slow" else -1
             for index, curve in enumerate(unit.curves):
                 if curve.key not in unit.wanted:
                     continue
@@ -102,6 +109,11 @@ def faulty_worker() -> type[ModelWorker]:
                 yield curve_done(unit.unit_id, curve.key)
             if what != "forgets":
                 yield sample_done(unit.unit_id)
+
+    def ray_node() -> str:
+        import ray
+
+        return ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
 
     def failed(unit_id: str, key: str, error: str = "E") -> UnitFailure:
         return UnitFailure(

@@ -8,7 +8,7 @@ scalars; torch tensors would be pickled copies there.
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from avflow.datasets.media import MediaSpec
@@ -67,9 +67,17 @@ class ModelWorker:
 
 
 def start_actor(
-    worker_class: type[ModelWorker], name: str, spec: "ModelSpec", gpus: int, threads: int
+    worker_class: type[ModelWorker],
+    name: str,
+    spec: "ModelSpec",
+    gpus: int,
+    threads: int,
+    *,
+    avoided: Collection[str] = (),
 ) -> Any:
     """A Ray actor that begins to load; pending until `gpus` GPUs are free (0: a CPU worker).
+
+    Never on one of the `avoided` nodes (Ray's ids).
 
     It asks for no CPU, so that actors never keep the decoding from its own.
     """
@@ -83,6 +91,7 @@ def start_actor(
         max_restarts=0,
         max_task_retries=0,
         scheduling_strategy="SPREAD",
+        label_selector={"ray.io/node-id": f"!in({','.join(sorted(avoided))})"} if avoided else None,
     )
     return placed.remote(name, spec, devices, threads)
 

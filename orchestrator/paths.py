@@ -45,6 +45,11 @@ class RunPaths:
         return self.root / "driver.lock"
 
     @property
+    def claim(self) -> Path:
+        """The same, on file systems without locks."""
+        return self.root / "driver.claim"
+
+    @property
     def plan(self) -> Path:
         """Folder of the planned jobs and units."""
         return self.root / "plan"

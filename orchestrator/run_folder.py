@@ -1,88 +1,36 @@
-"""A run folder as a whole: claimed by one sweep, held by one driver at a time."""
+"""A run folder as a whole: claimed by one sweep, with a line for each session."""
 
-import fcntl
 import json
 import os
 import platform
 import socket
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import TextIO
 
 import yaml
 
 from avflow.orchestrator.config import SweepConfig
 from avflow.orchestrator.data import LoadedDataset
-from avflow.orchestrator.errors import ConfigError, IdentityMismatch, RunLocked, StoreError
+from avflow.orchestrator.errors import ConfigError, IdentityMismatch, StoreError
 from avflow.orchestrator.identity import differences, identity_fields
 from avflow.orchestrator.load import parse
+from avflow.orchestrator.lock import driver, hold
 from avflow.orchestrator.parts import serialise, write_atomically
 from avflow.orchestrator.paths import RunPaths
 from avflow.orchestrator.plan import Plan
 from avflow.orchestrator.plan_tables import plan_tables
 from avflow.orchestrator.version import commit
 
+__all__ = ["claim", "driver", "hold", "record_session", "sessions", "stored_config", "to_yaml"]
+
 _PACKAGES = ("avflow", "torch", "transformers", "ray", "numpy", "pyarrow", "polars", "av")
-_LOCK_TRIES = 5
 _HEADER = """\
 # Written by avflow: the sweep as it was resolved. It is itself a sweep file, and gives the same
 # cells in another run folder: avflow sweep {name} --run ANOTHER_FOLDER
 """
-
-
-@contextmanager
-def hold(paths: RunPaths) -> Iterator[None]:
-    """Be the one driver of a run folder, made if missing, until the block (or the process) ends.
-
-    Raises ConfigError when it can't be written, RunLocked when another driver holds it.
-    """
-    try:
-        paths.root.mkdir(parents=True, exist_ok=True)
-        file = paths.lock.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"run folder {paths.root} can't be written: {error}") from error
-    with file:
-        if not _lock(file):
-            raise RunLocked(
-                f"{paths.root} is being written by {driver(paths) or 'another driver'}; "
-                "wait for it to end, or stop it"
-            )
-        file.truncate(0)
-        who = {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}
-        file.write(json.dumps(who) + "\n")
-        file.flush()
-        yield
-
-
-def _lock(file: TextIO) -> bool:
-    for _ in range(_LOCK_TRIES):
-        try:
-            # The kernel lets go of it when the process dies, however it dies.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.05)  # `driver` may be looking, for an instant
-        else:
-            return True
-    return False
-
-
-def driver(paths: RunPaths) -> str | None:
-    """`process 4711 on HOST`, if a driver holds the folder now."""
-    try:
-        with paths.lock.open("r", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                who = json.loads(file.read() or "{}")
-                return f"process {who.get('pid', '?')} on {who.get('host', '?')}"
-    except (OSError, ValueError):
-        return None
-    return None
 
 
 def claim(paths: RunPaths, plan: Plan) -> None:

@@ -7,17 +7,14 @@ back afterwards, so that the plain model is never disturbed.
 Shapes: R rows, H heads, G key/value heads, q queries, m replayed positions, d head size.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 
 from avflow.workers.engine.backends import View, attend
+from avflow.workers.engine.interface import attending
 
-# No "flash", "sdpa" or "/" in it: transformers treats names that hold these differently.
 NAME = "avflow_replay"
 
 
@@ -81,14 +78,6 @@ def replay_attention(
     return out, None
 
 
-@contextmanager
-def replaying(config: object) -> Iterator[None]:
+def replaying(config: object) -> AbstractContextManager[None]:
     """Within, layers of this text config attend through `replay_attention`."""
-    AttentionInterface.register(NAME, replay_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    before = config._attn_implementation  # type: ignore[attr-defined]
-    config._attn_implementation = NAME  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        config._attn_implementation = before  # type: ignore[attr-defined]
+    return attending(config, NAME, replay_attention)

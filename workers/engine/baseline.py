@@ -6,14 +6,12 @@ Shapes: N prompt tokens, D hidden size, L layers, G key/value heads, d head size
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
-from transformers.masking_utils import create_causal_mask
 
 from avflow.workers.engine.head import last_probabilities
+from avflow.workers.engine.interface import causal_mask
 from avflow.workers.models.base import Decoder, Embedded, UnsupportedModelError
 
 Checkpoint = tuple[int, int]  # (layer, start): the layer's input from a position on
@@ -69,13 +67,7 @@ def run_baseline(
             f"the decoder has layers of type {sorted(types)}; the engine knows full_attention only"
         )
     hidden = embedded.inputs_embeds
-    mask = create_causal_mask(
-        config=cast(PreTrainedConfig, decoder.config),
-        inputs_embeds=hidden,
-        attention_mask=embedded.attention_mask,
-        past_key_values=None,
-        position_ids=None,
-    )
+    mask = causal_mask(decoder, hidden, embedded.attention_mask)
     cos, sin = decoder.rotary(hidden, embedded.position_ids)
     recorder = _Recorder()
     wanted = set(checkpoints)

@@ -20,10 +20,10 @@ from typing import cast
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.masking_utils import create_causal_mask
 
 from avflow.pathways.layout import Positions
 from avflow.workers.engine.head import last_probabilities
+from avflow.workers.engine.interface import causal_mask
 from avflow.workers.models.base import Decoder, Embedded
 
 
@@ -100,7 +100,7 @@ def _walk(decoder: Decoder, embedded: Embedded, survivors: Mapping[int, Tensor])
     cache = DynamicCache(config=config)
     hidden = embedded.inputs_embeds
     cos, sin = decoder.rotary(hidden, embedded.position_ids)
-    mask = _causal_mask(config, hidden, embedded)
+    mask = causal_mask(decoder, hidden, embedded.attention_mask[:, : hidden.shape[1]])
     lengths = []
     for i, layer in enumerate(decoder.layers):
         lengths.append(hidden.shape[1])
@@ -114,20 +114,6 @@ def _walk(decoder: Decoder, embedded: Embedded, survivors: Mapping[int, Tensor])
             hidden = hidden.index_select(1, survivors[i].to(hidden.device))
             cos, sin = (part.index_select(-2, survivors[i].to(part.device)) for part in (cos, sin))
             # In their old order, so among themselves they are causal as before.
-            mask = _causal_mask(config, hidden, embedded)
+            mask = causal_mask(decoder, hidden, embedded.attention_mask[:, : hidden.shape[1]])
     probabilities = last_probabilities(decoder, hidden[:, -1])[0]
     return Prefill(probabilities=probabilities, lengths=tuple(lengths))
-
-
-def _causal_mask(config: PreTrainedConfig, hidden: Tensor, embedded: Embedded) -> Tensor | None:
-    """What the checkpoint's own attention takes for n causal tokens; None for sdpa."""
-    return cast(
-        Tensor | None,
-        create_causal_mask(
-            config=config,
-            inputs_embeds=hidden,
-            attention_mask=embedded.attention_mask[:, : hidden.shape[1]],
-            past_key_values=None,
-            position_ids=None,
-        ),
-    )

@@ -17,23 +17,21 @@ queries of a piece, W bin width, B bins.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import create_causal_mask, sdpa_mask
 
 from avflow.pathways.groups import group_names, group_positions
 from avflow.pathways.layout import Layout, LayoutError
+from avflow.workers.engine.interface import attending, causal_mask
 from avflow.workers.failing import ruins_worker
 from avflow.workers.models.base import Decoder, Embedded
 from avflow.workers.protocol import ProbeName, ProbeSpec
 
-# No "flash", "sdpa" or "/" in it: transformers treats names that hold these differently.
 NAME = "avflow_probed"
 MAX_BINS = 128
 MAP_SCORE_BYTES = 2**28
@@ -114,14 +112,8 @@ class _Guarded:
 @torch.inference_mode()
 def _walk(decoder: Decoder, embedded: Embedded, probes: Sequence[_Guarded]) -> None:
     hidden = embedded.inputs_embeds
-    with _tapped_attention(decoder.config):
-        mask = create_causal_mask(
-            config=cast(PreTrainedConfig, decoder.config),
-            inputs_embeds=hidden,
-            attention_mask=embedded.attention_mask,
-            past_key_values=None,
-            position_ids=None,
-        )
+    with attending(decoder.config, NAME, _attend):
+        mask = causal_mask(decoder, hidden, embedded.attention_mask)
         cos, sin = decoder.rotary(hidden, embedded.position_ids)
         top = max(layer for guarded in probes for layer in guarded.spec.layers)
         for i, layer in enumerate(decoder.layers[: top + 1]):
@@ -165,18 +157,6 @@ def _attend(
         module, query, key, value, attention_mask, scaling=scaling, **interface
     )
     return mixed, None
-
-
-@contextmanager
-def _tapped_attention(config: object) -> Iterator[None]:
-    AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    before = config._attn_implementation  # type: ignore[attr-defined]
-    config._attn_implementation = NAME  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        config._attn_implementation = before  # type: ignore[attr-defined]
 
 
 # -- the probes ------------------------------------------------------------------------------

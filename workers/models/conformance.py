@@ -9,19 +9,20 @@ Shapes: N prompt tokens, D hidden size, V vocabulary.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask
+from transformers import GenerationConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from avflow.datasets.media import MediaError
 from avflow.datasets.sample import LETTERS
 from avflow.pathways.groups import group_positions
 from avflow.pathways.layout import LayoutError
 from avflow.workers.engine import reference
+from avflow.workers.engine.interface import causal_mask
 from avflow.workers.models.answers import other_form
 from avflow.workers.models.base import Embedded, LoadedModel, UnsupportedModelError
 from avflow.workers.models.conformance_run import (
@@ -140,13 +141,7 @@ def _layers_equal_forward(model: LoadedModel, ran: Ran) -> _Answer:
 
 def _by_layers(model: LoadedModel, embedded: Embedded) -> Tensor:
     decoder, hidden = model.decoder, embedded.inputs_embeds
-    mask = create_causal_mask(
-        config=cast(PreTrainedConfig, decoder.config),
-        inputs_embeds=hidden,
-        attention_mask=embedded.attention_mask,
-        past_key_values=None,
-        position_ids=None,
-    )
+    mask = causal_mask(decoder, hidden, embedded.attention_mask)
     rotary = decoder.rotary(hidden, embedded.position_ids)
     for layer in decoder.layers:
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)

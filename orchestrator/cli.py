@@ -205,21 +205,32 @@ def query(
 
 
 @app.command()
-def report(run: Run) -> None:
-    """Draw the curves from the store into RUN/report, and say in words what was found."""
-    print(_report(run))
+def report(
+    run: Run,
+    only: Annotated[
+        str | None, typer.Option(help="One figure or table alone, by name: `fig5`, `table4`.")
+    ] = None,
+    wrong: Annotated[
+        bool, typer.Option("--wrong", help="Curves of wrongly answered samples, in report/wrong.")
+    ] = False,
+) -> None:
+    """Draw what is stored into RUN/report: a page, figures, tables, and in words what was found."""
+    print(_report(run, only=only, correct=not wrong))
 
 
-def _report(run: Path) -> str:
+def _report(run: Path, *, only: str | None = None, correct: bool = True) -> str:
     from avflow.orchestrator.outcome import read_outcome
     from avflow.orchestrator.paths import RunPaths
-    from avflow.orchestrator.report import words, write_report
+    from avflow.orchestrator.report import PAGE, report_folder, words, write_only, write_report
     from avflow.orchestrator.run_folder import stored_config
 
     paths = RunPaths(run)
-    outcome = read_outcome(paths, stored_config(paths))
+    outcome = read_outcome(paths, stored_config(paths), correct=correct)
+    if only is not None:
+        return "\n".join(str(path) for path in write_only(paths, outcome, only))
     write_report(paths, outcome)
-    return f"\nWhat was found:\n{words(outcome)}\n\nfigures:  {paths.report}"
+    page = report_folder(paths, outcome) / PAGE
+    return f"\nWhat was found:\n{words(outcome)}\n\nreport:   {page}"
 
 
 @app.command()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 _MARKERS: Final = "os^DvPX"
+_WARNING: Final = "#B00020"
 _STYLES: Final = ("-", "--", ":")
 _PARTS_OF: Final = ("true_option", "false_options", "non_option_question", "correct_candidate",
                     "incorrect_candidates")  # fmt: skip
@@ -54,6 +55,45 @@ def probe_figures(
             sample = rows["sample_id"][0]
             figures[f"{stem}{suffix}"] = make(rows, f"{title}: {sample}", circled.get(sample, {}))
     return figures
+
+
+def portrait_figure(probe: str, rows: pl.DataFrame, title: str, note: str = "") -> Figure:
+    """One probe of one sample, which the title names; `rows` hold its sinks, too, to be marked.
+
+    `note` is written on its face; without rows there is nothing else.
+    """
+    makers = {"attention_map": _maps, "norms": _norms, "sinks": _sinks}
+    held = rows.filter(probe=probe)
+    if held["position"].drop_nulls().is_empty():
+        return _noted(_panels(1, title)[0], note or "the sample has none: no sink at these layers")
+    sample = held["sample_id"][0]
+    circled = _sink_positions(rows).get(sample, {})
+    return _noted(makers[probe](held, f"{title}: sample {sample}", circled), note)
+
+
+def shares_figure(table: pl.DataFrame, title: str, note: str = "") -> Figure:
+    """The last token's attention by group, the mean over all samples of the table's tasks, with
+    the question and what follows it as `user text`, as the paper has it."""
+    if table.is_empty():
+        return _noted(_panels(1, title)[0], note)
+    whole = table.filter(~pl.col("group").is_in(_PARTS_OF)).with_columns(
+        group=pl.col("group").replace({"question": "user text", "last": "user text"})
+    )
+    summed = whole.group_by("model", "dataset", "task", "layer", "group").agg(
+        pl.col("attention").sum(), pl.col("n").max()
+    )
+    most = summed.filter(group="user text").group_by("task").agg(pl.col("n").max())["n"].sum()
+    figure = _attention(summed, f"{title} (mean of {most} samples)", {})
+    return _noted(figure, note)
+
+
+def _noted(figure: Figure, note: str) -> Figure:
+    if note:
+        figure.supxlabel(note, fontsize=8, color=_WARNING)
+    if not any(axes.has_data() for axes in figure.get_axes()):
+        for axes in figure.get_axes():
+            axes.set_axis_off()
+    return figure
 
 
 def _views(rows: pl.DataFrame) -> Iterator[tuple[str, str, pl.DataFrame]]:

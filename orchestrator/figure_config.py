@@ -9,6 +9,7 @@ from avflow.orchestrator.data import names_task
 from avflow.orchestrator.extras_config import PlainName
 from avflow.orchestrator.fields import Layer, Name, Names, Strict
 from avflow.orchestrator.identity import RunTime
+from avflow.pathways.layout import OptionSpan
 
 Shows = Literal["curves", "windows", "attention", "maps", "norms", "sinks", "masks", "discards"]
 PROBE_OF: dict[str, str] = {
@@ -45,6 +46,8 @@ class FigureConfig(Strict):
     """Of curves: a row of panels each, a line a pathway."""
     windows: RunTime[Annotated[tuple[PositiveInt, ...], Field(min_length=1)]] = (7,)
     """Of curves: the width of the window; of `windows`: the widths."""
+    option_span: RunTime[OptionSpan] = "letter"
+    """Of curves, those alone whose options are letters, or letter and text."""
     layers: RunTime[tuple[Layer, ...]] = ()
     """Of maps, norms and sinks: these alone; empty: all that were looked at."""
     interventions: RunTime[tuple[PlainName, ...]] = ()
@@ -58,6 +61,10 @@ class FigureConfig(Strict):
             raise ValueError(f"figure {self.name}: curves are of one window; see `shows: windows`")
         if self.shows in ("masks", "discards") and not self.interventions:
             raise ValueError(f"figure {self.name}: give `interventions`, the rows of the table")
+        if self.panels == "mean" and (self.datasets == "all" or len(self.datasets) > 1):
+            raise ValueError(
+                f"figure {self.name}: a mean is over the tasks of one data set; name it"
+            )
         return self
 
     @property

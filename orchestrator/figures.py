@@ -37,6 +37,7 @@ _LOOKS: Final = (
 _PANELS_A_LINE: Final = 5
 _PANEL_INCHES: Final = (2.7, 2.3)
 _WARNING: Final = "#B00020"
+_UNDATED: Final = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 Rows = tuple[tuple[Pathway, ...], ...]
 """A figure's pathways, row by row; every row repeats the tasks."""
@@ -248,6 +249,6 @@ def save_figures(
                 figure.set_layout_engine("none")
             for suffix in formats:
                 path = folder / f"{stem}.{suffix}"
-                figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+                figure.savefig(path, dpi=150, metadata=_UNDATED.get(suffix))
                 paths.append(path)
     return paths

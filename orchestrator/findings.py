@@ -1,9 +1,9 @@
 """What a sweep found, in words: which pathway hurts which task, by how much, at which layers.
 
-A pathway hurts (or helps) a task at a layer where the mean change is over 5% and its 95% band
-excludes zero; it spares a task that changes by no more than that anywhere. The number given is the
-largest change of the mean at such a layer; layers are window centres. No correction is made for
-the many points looked at: these words point to curves to read.
+A pathway hurts (or helps) a task at a layer where the mean change is over 5%, its 95% band excludes
+zero, and so does the test, at 5% after correction over the curve's centre layers; it spares a task
+that changes by no more than that anywhere. The number given is the largest change of the mean at
+such a layer, with its band; layers are window centres. Nothing is corrected for the many curves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,7 @@ from avflow.pathways import catalogue
 from avflow.pathways.pathway import Pathway
 
 THRESHOLD: Final = 0.05
+LEVEL: Final = 0.05
 
 _SCOPE = ("model", "dataset", "variant", "window")
 
@@ -41,17 +42,41 @@ def findings(curves: pl.DataFrame, own: Sequence[Pathway] = ()) -> list[str]:
     return lines
 
 
+def has_effect() -> pl.Expr:
+    """Of a point: whether its mean is large enough, and surely of its sign."""
+    sure = (pl.col("low") * pl.col("high") > 0) & (pl.col("q_value") < LEVEL)
+    return (pl.col("mean").abs() > THRESHOLD) & sure.fill_null(False)
+
+
 def effects(curves: pl.DataFrame) -> pl.DataFrame:
     """A row a curve, sorted by CURVE: `peak`, the mean change furthest from zero among the layers
     that have an effect (null where none has), `layers`, those of the peak's sign, and `largest`,
     the size of the largest mean change, sure or not."""
-    effect = (pl.col("mean").abs() > THRESHOLD) & (pl.col("low") * pl.col("high") > 0)
+    effect = has_effect()
     peak = pl.col("mean").filter(effect).sort_by(pl.col("mean").filter(effect).abs()).last()
     at = pl.col("center_layer").filter(effect & (pl.col("mean").sign() == peak.sign()))
     return (
         curves.sort(*CURVE, "center_layer").group_by(CURVE, maintain_order=True)
         .agg(peak=peak, layers=at, largest=pl.col("mean").abs().max())
     )  # fmt: skip
+
+
+def evidence(curves: pl.DataFrame) -> pl.DataFrame:
+    """A row a curve: where it is furthest from zero, how sure that is, and in what units.
+
+    Columns: CURVE; `center_layer`, `n`, `videos`, `mean`, `low`, `high`, `q_value`, `dp`,
+    `log_odds`, `accuracy`, `flip` of that point; `layers`, the centres that have an effect of its
+    sign, spelled `3-9, 12`; "" for none.
+    """
+    held = effects(curves).select(*CURVE, "layers")
+    peaks = (
+        curves.sort(*CURVE, -pl.col("mean").abs(), "center_layer")
+        .group_by(CURVE, maintain_order=True)
+        .first()
+        .join(held, on=CURVE, how="left")
+    )
+    spelled = [", ".join(intervals(layers)) for layers in peaks["layers"].to_list()]
+    return peaks.with_columns(layers=pl.Series(spelled, dtype=pl.String)).drop("p_value")
 
 
 def _sentence(curves: pl.DataFrame) -> str:
@@ -73,12 +98,14 @@ def _sentence(curves: pl.DataFrame) -> str:
 
 
 def _effect(row: dict[str, Any]) -> str:
-    layers = ", ".join(_intervals(row["layers"]))
+    layers = ", ".join(intervals(row["layers"]))
     return f"{row['task']} by {abs(row['peak']):.0%} (layer{'s' * (not layers.isdigit())} {layers})"
 
 
-def _intervals(layers: Sequence[int]) -> Iterator[str]:
+def intervals(layers: Sequence[int] | None) -> Iterator[str]:
     """[0, 1, 2, 5] -> "0-2", "5"."""
+    if not layers:
+        return
     start = previous = layers[0]
     for layer in [*layers[1:], None]:
         if layer is not None and layer == previous + 1:

@@ -1,6 +1,6 @@
 """What a run folder holds, as figures, MLflow and the words need it: curves, and how far it is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -9,6 +9,8 @@ import polars as pl
 
 from avflow.orchestrator.config import SweepConfig
 from avflow.orchestrator.extras_results import last_attention_table, portraits, sink_table
+from avflow.orchestrator.figure_config import FigureConfig
+from avflow.orchestrator.panels import Directions, panel_curves
 from avflow.orchestrator.paths import RunPaths
 from avflow.orchestrator.results import TaskStatus, query, read, standing_failures, status
 from avflow.orchestrator.run_folder import sessions
@@ -17,20 +19,31 @@ from avflow.pathways.pathway import Pathway
 
 # Only what curves need: a large sweep's cells have many more columns than fit in memory.
 _CELLS: Final = """
-    SELECT model, dataset, task, variant, window, pathway, center_layer, sample_id, delta,
-           base_token, knockout_token, correct_base
-    FROM cells WHERE correct_base
+    SELECT c.model, c.dataset, c.task, c.category, c.variant, c.window, c.pathway, c.center_layer,
+           c.sample_id, c.direction, c.ordering, c.delta, c.p_base, c.p_knockout, c.base_token,
+           c.knockout_token, c.correct_base, c.correct_knockout, u.media_group
+    FROM cells c
+    JOIN units u ON c.model = u.model AND c.dataset = u.dataset AND c.sample_id = u.sample_id
+    WHERE c.correct_base = {correct} AND c.model = '{model}' AND c.dataset = '{dataset}'
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`curves` is `statistics.curve_table` of all cells; `interventions` the rows of that table;
-    `last_attention`, `sinks` and `portraits` the tables of `extras_results`; `created_ms` counts
-    from 1970."""
+    """`curves` is `statistics.curve_table` of all cells, `categories` the same with categories for
+    tasks, `panels` that of each figure of curves that the sweep file asks for, by its name;
+    `interventions` the rows of that table; `last_attention`, `sinks` and `portraits` the tables of
+    `extras_results`; `created_ms` counts from 1970. `correct`: whether curves are of samples with
+    a right baseline."""
 
+    name: str
+    correct: bool
     curves: pl.DataFrame
+    categories: pl.DataFrame
+    panels: Mapping[str, pl.DataFrame]
+    figures: tuple[FigureConfig, ...]
     tasks: tuple[TaskStatus, ...]
+    directions: Directions
     failures: pl.DataFrame
     interventions: pl.DataFrame
     last_attention: pl.DataFrame
@@ -45,11 +58,31 @@ class Outcome:
         yield from of_task.select(CURVE[:-1]).unique().sort(CURVE[:-1]).iter_rows(named=True)
 
 
-def read_outcome(paths: RunPaths, config: SweepConfig) -> Outcome:
+def read_outcome(paths: RunPaths, config: SweepConfig, *, correct: bool = True) -> Outcome:
     """From the store alone, running or not. Raises StoreError for what is no run folder."""
+    tasks = status(paths.root).tasks
+    drawn = [figure for figure in config.figures if figure.shows in ("curves", "windows")]
+    curves, categories = [], []
+    panels: dict[str, list[pl.DataFrame]] = {figure.name: [] for figure in drawn}
+    # A model and data set at a time: the cells of a whole paper need not fit in memory at once.
+    for model, dataset in dict.fromkeys((task.model, task.dataset) for task in tasks):
+        names = {"model": model.replace("'", "''"), "dataset": dataset.replace("'", "''")}
+        cells = query(paths.root, _CELLS.format(correct="TRUE" if correct else "FALSE", **names))
+        curves.append(curve_table(cells, correct=correct))
+        pooled = cells.with_columns(task=pl.col("category"))
+        categories.append(curve_table(pooled, correct=correct))
+        for figure in drawn:
+            if figure.model == model and (figure.datasets == "all" or dataset in figure.datasets):
+                panels[figure.name].append(panel_curves(figure, cells, tasks, correct=correct))
     return Outcome(
-        curves=curve_table(query(paths.root, _CELLS)),
-        tasks=status(paths.root).tasks,
+        name=config.name,
+        correct=correct,
+        curves=pl.concat(curves),
+        categories=pl.concat(categories),
+        panels={name: pl.concat(found) for name, found in panels.items() if found},
+        figures=config.figures,
+        tasks=tasks,
+        directions=_directions(paths),
         failures=standing_failures(paths.root),
         interventions=read(paths.root, "interventions"),
         last_attention=last_attention_table(paths.root),
@@ -58,6 +91,17 @@ def read_outcome(paths: RunPaths, config: SweepConfig) -> Outcome:
         own=config.own_pathways(),
         created_ms=_created_ms(paths),
     )
+
+
+def _directions(paths: RunPaths) -> Directions:
+    found = query(
+        paths.root,
+        "SELECT DISTINCT dataset, task, direction FROM units WHERE direction IS NOT NULL",
+    )
+    directions: dict[tuple[str, str], list[str]] = {}
+    for dataset, task, direction in found.sort(pl.all()).rows():
+        directions.setdefault((dataset, task), []).append(direction)
+    return directions
 
 
 def _created_ms(paths: RunPaths) -> int:
@@ -77,7 +121,7 @@ def caveat(task: TaskStatus) -> str:
     notes = []
     if not is_complete(task):
         notes.append(f"INCOMPLETE: {_settled(task)} of {task.planned} samples")
-    elif not task.right:
+    elif task.wrong and not task.right:
         notes.append("no sample was answered correctly")
     elif task.right == 1:
         notes.append("one sample: no band")

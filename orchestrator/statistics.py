@@ -1,84 +1,236 @@
-"""From cells to curves: means, bootstrap bands, flip shares and peaks. Pure: frames in, frames out.
+"""From cells to curves: means, bootstrap bands, tests, flips and peaks. Pure: frames in and out.
 
-Curves use the samples that the model answers correctly without knockout (the paper, section 3.2).
-The band is the percentile bootstrap of the mean over samples. A resample's mean is a weighted mean,
-so the curves of a sample set share one matrix of weights and their bootstrap is a matrix product;
-all curves of a task are thereby resampled alike, and their differences keep their pairing.
+Curves use the samples that the model answers correctly without knockout (the paper, section 3.2),
+or on request the others. Questions about one video are not independent, so whole videos are
+resampled and tested: the band is the percentile bootstrap of the mean with videos drawn, the test
+Student's t of the videos' means against zero (every change is a pair, the same sample with and
+without the knockout), its p values corrected over a curve's centre layers after Benjamini and
+Hochberg (they hold for neighbours that move together).
+
+A resample's mean is a ratio of weighted sums, so the curves of a sample set share one matrix of
+weights; all curves of a task are resampled alike, and their differences keep their pairing.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy import stats
 
 CURVE: Final = ("model", "dataset", "task", "variant", "window", "pathway")
 """What names one curve of a figure."""
 POINT: Final = (*CURVE, "center_layer")
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Counted up when the same cells would give other numbers, so that published ones are replaced."""
 
 RESAMPLES: Final = 2_000
 CONFIDENCE: Final = 0.95
 _SEED: Final = 20_260_610  # any fixed number: the same cells must give the same band
+_TINY: Final = 2.0**-24  # p is a float32 softmax: nearer to 0 or 1, odds are rounding alone
+
+Floats = NDArray[np.float64]
+
+_ROUNDING: Final = 1e-12
 
 
-def curve_table(cells: pl.DataFrame) -> pl.DataFrame:
-    """A row a point of a curve, sorted by POINT.
+def curve_table(cells: pl.DataFrame, *, correct: bool = True) -> pl.DataFrame:
+    """A row a point of a curve, sorted by POINT; of samples with a right baseline or a wrong one.
 
-    Columns: POINT; `n` samples; `mean` of delta (a ratio: -0.5 halves the probability); `low` and
-    `high` of the mean's 95% band, null where n is 1; `flip`, the share of samples whose top-1 token
-    changed. Samples with a wrong baseline do not count; without a right one the table is empty.
+    `n` samples about `videos` different media. `mean` of delta (a ratio: -0.5 halves the
+    probability), its 95% band `low` to `high`, `p_value` and `q_value` (corrected) of its being
+    zero: null where there is one video. `flip`: the share whose top-1 token changed. The same
+    effect as a difference: of the probability (`dp`), of its natural log-odds (`log_odds`), of the
+    share of right answers (`accuracy`). Cells without `media_group` are each of a video of its own.
     """
-    right = cells.filter(pl.col("correct_base"))
+    if "media_group" not in cells.columns:
+        cells = cells.with_columns(media_group=pl.col("sample_id"))
+    chosen = cells.filter(pl.col("correct_base") == correct)
+    change = _log_odds(pl.col("p_knockout")) - _log_odds(pl.col("p_base"))
     points = (
-        right.group_by(POINT)
+        chosen.sort("sample_id")  # sums in one order, whatever the parts' order was
+        .group_by(POINT)
         .agg(
             n=pl.len().cast(pl.Int32),
-            mean=pl.col("delta").sort_by("sample_id").mean(),
+            videos=pl.col("media_group").n_unique().cast(pl.Int32),
+            mean=pl.col("delta").mean(),
             flip=(pl.col("knockout_token") != pl.col("base_token")).mean(),
+            dp=(pl.col("p_knockout") - pl.col("p_base")).mean(),
+            log_odds=change.mean(),
+            accuracy=pl.col("correct_knockout").mean() - pl.col("correct_base").mean(),
         )
         .sort(POINT)
     )
-    bands = [_bands(frame) for _, frame in right.group_by(CURVE[:-1], maintain_order=True)]
     empty = (
         points.select(POINT)
         .clear()
-        .with_columns(low=pl.lit(None, pl.Float64), high=pl.lit(None, pl.Float64))
+        .with_columns(pl.lit(None, pl.Float64).alias(c) for c in _TESTED)
     )
-    return points.join(pl.concat([empty, *bands]), on=POINT, how="left").select(
-        *POINT, "n", "mean", "low", "high", "flip"
-    )
+    tested = [_tested(frame) for _, frame in chosen.group_by(CURVE[:-1], maintain_order=True)]
+    table = points.join(pl.concat([empty, *tested]), on=POINT, how="left")
+    corrected = [_corrected(frame) for frame in table.partition_by(CURVE, maintain_order=True)]
+    none = table.clear().with_columns(q_value=pl.lit(None, pl.Float64))
+    return pl.concat([none, *corrected]).select(
+        *POINT, "n", "videos", "mean", "low", "high", "flip",
+        "dp", "log_odds", "accuracy", "p_value", "q_value",
+    )  # fmt: skip
 
 
-def _bands(cells: pl.DataFrame) -> pl.DataFrame:
-    """`low` and `high` for each point of one (model, dataset, task, variant, window)."""
+_TESTED: Final = ("low", "high", "p_value")
+
+
+def _log_odds(p: pl.Expr) -> pl.Expr:
+    p = p.clip(_TINY, 1 - _TINY)
+    return (p / (1 - p)).log()
+
+
+def _tested(cells: pl.DataFrame) -> pl.DataFrame:
+    """`low`, `high`, `p_value` for each point of one (model, dataset, task, variant, window)."""
     points = cells.select(POINT).unique().sort(POINT).with_row_index("point")
-    samples = cells.select("sample_id").unique().sort("sample_id").with_row_index("row")
-    placed = cells.join(points, on=POINT).join(samples, on="sample_id")
+    found = np.full((3, points.height), np.nan)
+    for held, deltas, videos in sample_sets(cells, points):
+        if len(set(videos.tolist())) > 1:
+            found[:2, held] = bootstrap_band(deltas, videos)
+            found[2, held] = p_against_zero(deltas, videos)
+    low, high, p_value = found
+    return points.select(
+        *POINT, low=pl.lit(low), high=pl.lit(high), p_value=pl.lit(p_value)
+    ).fill_nan(None)
+
+
+def sample_sets(
+    cells: pl.DataFrame, points: pl.DataFrame
+) -> Iterator[tuple[NDArray[np.bool_], Floats, NDArray[np.int64]]]:
+    """(points [P] that the same samples have, their deltas [n, points], videos [n] by number).
+
+    `points` has the columns POINT and `point`, counted from 0.
+    """
+    samples = cells.select("sample_id", "media_group").unique().sort("sample_id")
+    samples = samples.with_row_index("row")
+    names = samples["media_group"].unique(maintain_order=True).to_list()
+    number = {name: at for at, name in enumerate(names)}
+    of_video = np.array([number[name] for name in samples["media_group"]], dtype=np.int64)
+    placed = cells.join(points, on=POINT).join(samples.drop("media_group"), on="sample_id")
     deltas = np.full((samples.height, points.height), np.nan)  # NaN: the sample lacks the point
     deltas[placed["row"], placed["point"]] = placed["delta"]
     present = ~np.isnan(deltas)
-    low, high = np.full((2, points.height), np.nan)
     for rows in np.unique(present, axis=1).T:
         alike = (present == rows[:, None]).all(axis=0)
-        if rows.sum() > 1:
-            low[alike], high[alike] = bootstrap_band(deltas[np.ix_(rows, alike)])
-    return points.select(*POINT, low=pl.lit(low), high=pl.lit(high)).fill_nan(None)
+        yield alike, deltas[np.ix_(rows, alike)], of_video[rows]
 
 
-def bootstrap_band(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _sums(values: Floats, videos: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """(sums [videos, points], samples [videos]) of each video that is there."""
+    _, inverse = np.unique(videos, return_inverse=True)
+    totals = np.zeros((inverse.max() + 1, values.shape[1]))
+    np.add.at(totals, inverse, values)
+    return totals, np.bincount(inverse).astype(np.float64)
+
+
+def resampled_means(
+    values: Floats, videos: NDArray[np.int64] | None = None, stream: int = 0
+) -> Floats:
+    """Means [resamples, points] of [n, points], whole videos drawn: by their number and `stream`,
+    of which sets that are put together need each their own."""
+    at = np.arange(len(values)) if videos is None else videos
+    totals, sizes = _sums(values, at)
+    k = len(sizes)
+    drawn = np.random.default_rng((_SEED, stream)).multinomial(k, np.full(k, 1 / k), size=RESAMPLES)
+    weights = drawn.astype(np.float64)
+    return np.asarray(weights @ totals / (weights @ sizes)[:, None])
+
+
+def bootstrap_band(
+    values: Floats, videos: NDArray[np.int64] | None = None
+) -> tuple[Floats, Floats]:
     """The 95% percentile band of the mean over rows: float64 [n, points] -> low, high [points].
 
-    Deterministic: the resamples depend on n alone.
+    `videos` [n] says which rows belong together; None: none do. Deterministic.
     """
-    n = len(values)
-    drawn = np.random.default_rng(_SEED).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    means = drawn.astype(np.float64) @ values / n  # [resamples, points]
+    return band_of(resampled_means(values, videos))
+
+
+def band_of(means: Floats) -> tuple[Floats, Floats]:
+    """Low and high of resampled means [resamples, points]."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, (tail, 1 - tail), axis=0)
     return low, high
+
+
+def p_against_zero(values: Floats, videos: NDArray[np.int64]) -> Floats:
+    """Two-sided p [points] of Student's t over the videos' means; videos count alike."""
+    totals, sizes = _sums(values, videos)
+    means = totals / sizes[:, None]
+    same = np.ptp(means, axis=0) <= _ROUNDING  # no spread: t would be 0/0, or infinite
+    p = np.where(np.abs(means[0]) <= _ROUNDING, 1.0, 0.0)
+    if not same.all():
+        p[~same] = stats.ttest_1samp(means[:, ~same], 0.0, axis=0).pvalue
+    return p
+
+
+def _corrected(curve: pl.DataFrame) -> pl.DataFrame:
+    """With `q_value`: p of one curve's centre layers, corrected for their number."""
+    p = curve["p_value"].to_numpy()
+    known = ~np.isnan(p)
+    q = np.full(len(p), np.nan)
+    if known.any():
+        q[known] = stats.false_discovery_control(p[known])
+    return curve.with_columns(q_value=pl.lit(pl.Series(q))).with_columns(
+        pl.col("q_value").fill_nan(None)
+    )
+
+
+def mean_of_tasks(cells: pl.DataFrame) -> pl.DataFrame:
+    """The mean of the tasks' means, each task counting once, as a curve table with two `task`s:
+    `mean of tasks` and `pooled`, where each sample counts once.
+
+    The band draws videos within each task. Columns: POINT, `n`, `videos`, `tasks`, `mean`, `low`,
+    `high`. Cells of right baselines alone; points that a task lacks are those of the others.
+    """
+    right = cells.filter("correct_base")
+    if "media_group" not in right.columns:
+        right = right.with_columns(media_group=pl.col("sample_id"))
+    frames = []
+    scope = [name for name in CURVE[:-1] if name != "task"]
+    for _, frame in right.group_by(scope, maintain_order=True):
+        frames.append(_mean_of_tasks(frame.with_columns(real=pl.col("task"))))
+    pooled = curve_table(right.with_columns(task=pl.lit("pooled")))
+    names = ["n", "videos", "tasks", "mean", "low", "high"]
+    pooled = pooled.with_columns(tasks=pl.lit(right["task"].n_unique(), pl.Int32))
+    return pl.concat([*frames, pooled.select(*POINT, *names)]).sort(POINT)
+
+
+def _mean_of_tasks(cells: pl.DataFrame) -> pl.DataFrame:
+    """Of one (model, dataset, variant, window); `real` is the task."""
+    merged = cells.with_columns(task=pl.lit("mean of tasks"))
+    points = merged.select(POINT).unique().sort(POINT).with_row_index("point")
+    means = np.full((RESAMPLES, points.height), 0.0)
+    centre = np.zeros(points.height)
+    tasks, n, videos = np.zeros((3, points.height), dtype=np.int32)
+    wide = np.ones(points.height, dtype=bool)  # whether each task has a band
+    for stream, of_task in enumerate(merged.sort("real").partition_by("real", maintain_order=True)):
+        for held, deltas, numbers in sample_sets(of_task, points):
+            count = len(set(numbers.tolist()))
+            centre[held] += deltas.mean(axis=0)
+            means[:, held] += resampled_means(deltas, numbers, stream)
+            wide[held] &= count > 1
+            tasks[held] += 1
+            n[held] += len(deltas)
+            videos[held] += count
+    low, high = band_of(means / np.maximum(tasks, 1))
+    unknown = ~wide
+    low[unknown] = high[unknown] = np.nan
+    return points.select(
+        *POINT,
+        n=pl.lit(pl.Series(n)),
+        videos=pl.lit(pl.Series(videos)),
+        tasks=pl.lit(pl.Series(tasks)),
+        mean=pl.lit(centre / np.maximum(tasks, 1)),
+        low=pl.lit(low),
+        high=pl.lit(high),
+    ).fill_nan(None)
 
 
 def peak_table(curves: pl.DataFrame) -> pl.DataFrame:

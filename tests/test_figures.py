@@ -43,7 +43,8 @@ def cells() -> pl.DataFrame:
             "model": "tiny", "dataset": "testbed", "task": task, "variant": "letter", "window": 3,
             "pathway": pathway.name, "center_layer": layer, "sample_id": f"{task}-{sample}",
             "delta": rng.normal(-0.3, 0.3), "base_token": 1, "knockout_token": 1,
-            "correct_base": sample < 8,
+            "correct_base": sample < 8, "correct_knockout": sample < 8,
+            "p_base": 0.5, "p_knockout": 0.4,
         }
         for task, layout in TASKS.items()
         for pathway in catalogue.ALL

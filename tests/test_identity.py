@@ -68,8 +68,8 @@ CLASSIFIED = {
     },
     "FigureConfig": {
         "identity": "",
-        "run time": "name shows title model datasets tasks panels ordering pathways windows layers "
-        "interventions",
+        "run time": "name shows title model datasets tasks panels ordering pathways windows "
+        "option_span layers interventions",
     },
     "SweepConfig": {
         "identity": "models datasets experiments interventions probes pathways execution identity",

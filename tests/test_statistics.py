@@ -15,6 +15,7 @@ from avflow.orchestrator.statistics import (
     POINT,
     bootstrap_band,
     curve_table,
+    mean_of_tasks,
     peak_table,
 )
 
@@ -26,6 +27,7 @@ def cells(
     task: str = "sight",
     model: str = "tiny",
     correct: bool = True,
+    of: str = "",
 ) -> pl.DataFrame:
     """Cells of one curve: `deltas` is [samples, layers]; a top-1 token changes below -0.5."""
     n, layers = deltas.shape
@@ -39,8 +41,11 @@ def cells(
             "window": 3,
             "pathway": pathway,
             "center_layer": layer,
-            "sample_id": [f"{task}-{i:03d}" for i in sample],
+            "sample_id": [f"{of}{task}-{i:03d}" for i in sample],
             "delta": deltas.ravel(),
+            "p_base": 0.5,
+            "p_knockout": 0.5 * (1 + deltas.ravel()),
+            "correct_knockout": deltas.ravel() > -0.5,
             "base_token": 7,
             "knockout_token": np.where(deltas.ravel() < -0.5, 8, 7),
             "correct_base": correct,
@@ -55,10 +60,79 @@ def test_a_point_is_the_mean_and_flip_share_of_the_right_samples() -> None:
         sample_id=pl.lit("wrong-") + pl.col("sample_id")
     )
     table = curve_table(pl.concat([right, wrong]))
-    assert table.columns == [*POINT, "n", "mean", "low", "high", "flip"]
+    assert table.columns == [
+        *POINT, "n", "videos", "mean", "low", "high", "flip",
+        "dp", "log_odds", "accuracy", "p_value", "q_value",
+    ]  # fmt: skip
     assert table["n"].to_list() == [4, 4]
     assert table["mean"].to_list() == pytest.approx([-0.1, -0.6])
     assert table["flip"].to_list() == [0.0, 0.75]
+
+
+def test_the_effect_in_probability_log_odds_and_accuracy() -> None:
+    table = curve_table(cells(np.array([[-0.2, -0.8], [-0.4, -1.0]])))
+    assert table["dp"].to_list() == pytest.approx([-0.15, -0.45])
+    p = np.array([[0.4, 0.1], [0.3, 2.0**-24]])  # base: even odds
+    assert table["log_odds"].to_list() == pytest.approx(np.log(p / (1 - p)).mean(axis=0).tolist())
+    assert table["accuracy"].to_list() == [0.0, -1.0]
+
+
+def test_wrong_baselines_have_curves_of_their_own() -> None:
+    both = pl.concat([cells(np.zeros((3, 2))), cells(np.full((2, 2), 0.5), correct=False, of="w")])
+    assert curve_table(both)["n"].to_list() == [3, 3]
+    wrong = curve_table(both, correct=False)
+    assert wrong["n"].to_list() == [2, 2]
+    assert wrong["mean"].to_list() == [0.5, 0.5]
+
+
+def test_p_values_are_scipys_and_corrected_over_the_layers_of_a_curve() -> None:
+    deltas = np.random.default_rng(7).normal([0, -0.2, -0.4, 0.1], 0.3, (15, 4))
+    table = curve_table(pl.concat([cells(deltas), cells(deltas[:, :2], pathway="video_to_last")]))
+    one = table.filter(pathway="video_to_question")
+    expected = stats.ttest_1samp(deltas, 0, axis=0).pvalue
+    assert one["p_value"].to_list() == pytest.approx(expected.tolist())
+    corrected = stats.false_discovery_control(expected)
+    assert one["q_value"].to_list() == pytest.approx(corrected.tolist())
+    two = table.filter(pathway="video_to_last")["q_value"].to_list()
+    assert two == pytest.approx(stats.false_discovery_control(expected[:2]).tolist())
+
+
+def test_no_change_at_all_is_no_effect_and_the_same_change_everywhere_is_one() -> None:
+    table = curve_table(cells(np.array([[0.0, -1.0]] * 5)))
+    assert table["p_value"].to_list() == [1.0, 0.0]
+
+
+def test_questions_about_one_video_count_as_one() -> None:
+    """Twelve questions that say the same of three videos know no more than three."""
+    videos = np.random.default_rng(5).normal(-0.3, 0.2, (3, 2))
+    copied = cells(np.repeat(videos, 4, axis=0)).with_columns(
+        media_group=pl.col("sample_id").str.slice(-3).cast(pl.Int32) // 4
+    )
+    together = curve_table(copied)
+    alone = curve_table(cells(videos))
+    assert together["n"].to_list() == [12, 12]
+    assert together["videos"].to_list() == [3, 3]
+    for column in ("mean", "low", "high", "p_value", "q_value"):
+        assert together[column].to_list() == pytest.approx(alone[column].to_list()), column
+    apart = curve_table(copied.drop("media_group"))
+    assert (apart["high"] - apart["low"] < together["high"] - together["low"]).all()
+
+
+def test_the_mean_of_tasks_lets_each_task_count_once_and_the_pooled_mean_each_sample() -> None:
+    rng = np.random.default_rng(8)
+    many, few = rng.normal(-0.2, 0.1, (30, 3)), rng.normal(-0.8, 0.1, (5, 3))
+    table = mean_of_tasks(pl.concat([cells(many), cells(few, task="sound")]))
+    tasks, pooled = table.filter(task="mean of tasks"), table.filter(task="pooled")
+    expected = (many.mean(axis=0) + few.mean(axis=0)) / 2
+    assert tasks["mean"].to_list() == pytest.approx(expected.tolist())
+    both = np.concatenate([many, few]).mean(axis=0)
+    assert pooled["mean"].to_list() == pytest.approx(both.tolist())
+    assert tasks["tasks"].to_list() == pooled["tasks"].to_list() == [2, 2, 2]
+    assert tasks["n"].to_list() == pooled["n"].to_list() == [35, 35, 35]
+    # the error of a mean of two independent means
+    spread = np.sqrt(many.var(axis=0) / 30 + few.var(axis=0) / 5) / 2
+    width = (tasks["high"] - tasks["low"]).to_numpy()
+    assert width == pytest.approx(2 * 1.96 * spread, rel=0.15)
 
 
 def test_bands_agree_with_scipys_percentile_bootstrap() -> None:

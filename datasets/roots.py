@@ -21,7 +21,10 @@ def inside(root: Path, name: str) -> Path:
             f"{name!r} leaves the data set's root {root}; paths of media are relative to it"
         )
     path = root / relative
-    real, real_root = path.resolve(), root.resolve()
+    try:
+        real, real_root = path.resolve(), root.resolve()
+    except RuntimeError as error:
+        raise MediaError(f"{path} is a link that leads to itself; put the file there") from error
     allowed = [real_root]
     if real_root.parent.name == "snapshots":
         allowed.append(real_root.parents[1] / "blobs")

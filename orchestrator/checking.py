@@ -162,8 +162,11 @@ def check_files(
 def _check(decoder: Decoder, root: Path, part: MediaPart) -> FileCheck:
     try:
         media = decoder.decode(root, part, SPEC)
-    except (MediaError, OSError) as error:
+    except MediaError as error:
         return FileCheck(part=part, error=str(error), duration_s=0.0, notes=())
+    except Exception as error:  # as in a sweep: whatever a bad file raises is that file's
+        text = f"{root / part.path}: {type(error).__name__}: {error}"
+        return FileCheck(part=part, error=text, duration_s=0.0, notes=())
     return FileCheck(part=part, error=None, duration_s=media.duration, notes=media.notes)
 
 

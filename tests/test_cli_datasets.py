@@ -192,6 +192,21 @@ def test_a_folder_is_compared_with_the_paper_and_its_media_decoded(tmp_path: Pat
     assert json.loads(counted.stdout)["media"] is None
 
 
+def test_whatever_decoding_a_file_raises_is_that_file_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from avflow.orchestrator import checking
+
+    def raises(*_: object) -> None:
+        raise ValueError("never seen before")
+
+    monkeypatch.setattr(checking.Decoder, "decode", raises)
+    root = worldsense(tmp_path / "ws", videos=0)
+    done = avflow("datasets", "check", "worldsense", "--root", str(root))
+    assert done.returncode == 3, done.stderr
+    assert "videos/v0.mp4: ValueError: never seen before" in done.stdout
+
+
 def test_a_folder_that_is_whole_passes(tmp_path: Path) -> None:
     for number in range(2):
         write_video(tmp_path / f"v{number}.mp4", even(2, 10), sound_s=3)

@@ -40,6 +40,12 @@ def test_links_may_not_leave_the_root_either(tmp_path: Path) -> None:
             decode_media(root, MediaPart(kind="video", path=name), SPEC)
 
 
+def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").symlink_to("a.mp4")
+    with pytest.raises(MediaError, match=r"a\.mp4"):  # Pythons differ in what they find there
+        decode_media(tmp_path, MediaPart(kind="video", path="a.mp4"), SPEC)
+
+
 def test_links_within_the_root_and_to_the_root_are_followed(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()

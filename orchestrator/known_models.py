@@ -2,8 +2,8 @@
 
 Shapes are those of the checkpoints' config.json on the hub, read off public copies of them (not
 off the files themselves, which this project's tests can't fetch); parameters follow from them and
-are what is loaded here: of Qwen2.5-Omni the Thinker without its talker. Licences are those that
-the model cards named at the time of writing: read the card before you use one.
+are what is loaded here: of Qwen2.5-Omni the Thinker without its talker. Licences are as remembered
+and were not read off the model cards: read the card before you use one.
 """
 
 from dataclasses import dataclass

@@ -8,27 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from unit_runs import EVERY_CURVE, N_LAYERS, curve, curves_of, unit
 
-from avflow.datasets.media import decode_sample
 from avflow.datasets.sample import Sample
-from avflow.datasets.testbed.questions import TASKS
-from avflow.datasets.testbed.samples import load as load_samples
 from avflow.pathways import catalogue
-from avflow.pathways.groups import group_positions, members, positions
+from avflow.pathways.groups import group_positions
 from avflow.pathways.layout import Layout, LayoutError
 from avflow.pathways.pathway import Pathway
 from avflow.pathways.windows import window_layers
-from avflow.workers import batches, models
-from avflow.workers.encoders import EncoderCache
+from avflow.workers import batches
 from avflow.workers.engine import reference
 from avflow.workers.failing import failure
-from avflow.workers.models.base import Features, ModelSpec, Prepared, embed
-from avflow.workers.models.tiny import build_tiny_checkpoint
+from avflow.workers.models.base import Features, Prepared
 from avflow.workers.protocol import CurveDone, CurveSpec, Event, SampleDone, UnitFailure, UnitSpec
 from avflow.workers.run_unit import group_spans, run_unit
 
-N_LAYERS = 8
-BUDGET = 8 * 2**20
 CPU = torch.device("cpu")
 
 
@@ -62,6 +56,9 @@ class InMemory:
     def embed(self, prepared: Prepared, features: Features) -> Any:
         return self.embedded
 
+    def token_text(self, token: int) -> str:
+        return {token: " ABCD"[i + 1] for i, token in enumerate(self.option_tokens)}.get(token, "?")
+
 
 @pytest.fixture
 def model(tiny_thinker, random_layout, random_embedded) -> InMemory:
@@ -94,43 +91,8 @@ def mistaken(model: InMemory) -> InMemory:
     return replace(model, layout=replace(model.layout, answer=other))
 
 
-def curve(name: str, *, window: int = 3, correct_only: bool = True, **changes: Any) -> CurveSpec:
-    pathway = catalogue.find(name)[0]
-    return CurveSpec(
-        pathway=pathway,
-        window=window,
-        center_layers=changes.get("center_layers", tuple(range(N_LAYERS))),
-        option_span=changes.get("option_span", "letter"),
-        correct_only=correct_only,
-    )
-
-
-EVERY_CURVE = tuple(curve(p.name) for p in catalogue.SINGLE_VIDEO)
-
-
-def unit(curves: tuple[CurveSpec, ...], wanted: set[str] | None = None, **changes: Any) -> UnitSpec:
-    sample = Sample(
-        sample_id="s1", dataset="d", task="t", category="c", layout="single_video", parts=(),
-        answer=0, media_group="m",
-    )  # fmt: skip
-    return UnitSpec(
-        unit_id="u1",
-        model="tiny",
-        data_root=".",
-        sample=sample,
-        curves=curves,
-        wanted=frozenset(c.key for c in curves) if wanted is None else frozenset(wanted),
-        byte_budget=changes.get("byte_budget", BUDGET),
-        cost=1,
-    )
-
-
 def run(model: InMemory, spec: UnitSpec) -> list[Event]:
     return list(run_unit(model, spec, (), decode_s=0.25))
-
-
-def curves_of(events: list[Event]) -> dict[str, CurveDone]:
-    return {event.curve: event for event in events if isinstance(event, CurveDone)}
 
 
 def test_every_curve_once_and_the_sample_last(model: InMemory) -> None:
@@ -332,93 +294,24 @@ def test_costs_and_spans_of_the_sample(model: InMemory) -> None:
         assert positions == group_positions(model.layout, name).tolist()
 
 
+def test_a_letter_in_a_form_that_is_not_counted_is_noted(model: InMemory) -> None:
+    class Spaced(InMemory):
+        def token_text(self, token: int) -> str:
+            return f" {'ABCD'[self.layout.answer]}" if token == top else "B"
+
+    top = model.option_tokens[model.layout.answer]
+    fields = {name: getattr(model, name) for name in model.__dataclass_fields__}
+    fields["option_tokens"] = tuple(190 + i for i in range(4))
+    sample = run(Spaced(**fields), unit((curve("video_to_last"),)))[-1]
+    assert not sample.correct
+    assert len(sample.notes) == 1
+    assert "what counts is" in sample.notes[0]
+    assert run(model, unit((curve("video_to_last"),)))[-1].notes == ()
+
+
 def test_events_travel_without_torch(model: InMemory) -> None:
     events = run(model, unit((curve("video_to_last"),)))
     for event in events:
         data = pickle.dumps(event)
         assert b"torch" not in data
         assert type(pickle.loads(data)) is type(event)
-
-
-def test_questions_about_one_video_run_its_encoders_once(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    """The second question's numbers are to the bit what they are without the first."""
-    root = tmp_path_factory.mktemp("shared")
-    loaded = models.load(
-        ModelSpec(name="m", family="qwen2_5_omni", path="testbed", dtype="float32"), "cpu"
-    )
-    pair = load_samples(root, seed=4, samples_per_task=1, tasks=("sight", "sound"))
-    assert pair[0].media == pair[1].media
-    encoders, found = EncoderCache(), []
-    spec = unit((curve("video_to_question", correct_only=False),))
-    for sample in pair:
-        media = decode_sample(root, sample, loaded.media_spec)
-        asked = replace(spec, sample=sample, data_root=str(root))
-        found.append(list(run_unit(loaded, asked, media, 0, encoders)))
-    assert (encoders.misses, encoders.hits) == (1, 1)
-    alone = list(run_unit(loaded, asked, media, 0))
-    assert found[1][0].p_options.tobytes() == alone[0].p_options.tobytes()
-    assert found[1][-1].p_base == alone[-1].p_base
-
-
-@pytest.mark.parametrize("checkpoint", ["random", "testbed"])
-@pytest.mark.parametrize("task", ["sight", "match"])
-def test_from_media_files_to_the_references_numbers(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint: str, task: str
-) -> None:
-    """Real files, processor and encoders: every pathway of the sample agrees with the plain way."""
-    root = tmp_path_factory.mktemp("media")
-    name = next(t.name for t in TASKS if t.name.startswith(task))
-    (sample,) = load_samples(root, seed=3, samples_per_task=1, tasks=(name,))
-    folder = "testbed"
-    if checkpoint == "random":
-        folder = str(build_tiny_checkpoint(tmp_path_factory.mktemp("model"), seed=1))
-    loaded = models.load(
-        ModelSpec(name="m", family="qwen2_5_omni", path=folder, dtype="float32"), "cpu"
-    )
-    curves = tuple(
-        CurveSpec(
-            pathway=p,
-            window=3,
-            center_layers=tuple(range(loaded.info.n_layers)),
-            correct_only=False,
-        )
-        for p in catalogue.ALL
-        if p.layout == sample.layout
-    )
-    media = decode_sample(root, sample, loaded.media_spec)
-    spec = replace(unit(curves), sample=sample, data_root=str(root))
-    events = list(run_unit(loaded, spec, media, decode_s=0))
-    done = curves_of(events)
-    assert set(done) == {c.key for c in curves}
-    prepared = loaded.prepare(sample, media)
-    embedded = embed(loaded, prepared)
-    inputs = reference.Inputs(
-        inputs_embeds=embedded.inputs_embeds,
-        position_ids=embedded.position_ids,
-        attention_mask=embedded.attention_mask,
-    )
-    for c in curves:
-        edges = plain_edges(prepared.layout, c.pathway)
-        for center in (0, 3, loaded.info.n_layers - 1):
-            expected = reference.knockout_probabilities(loaded.hf_model, inputs, edges, center, 3)
-            options = expected[list(prepared.option_tokens)].double().numpy()
-            np.testing.assert_allclose(done[c.key].p_options[center], options, atol=1e-5)
-            base = float(expected[done[c.key].base_token])
-            assert done[c.key].p_knockout[center] == pytest.approx(base, abs=1e-5)
-
-
-def plain_edges(layout: Layout, pathway: Pathway) -> torch.Tensor:
-    """The pathway as bare positions, for the reference."""
-    if pathway.direction == "across":
-        held = [m for name in pathway.sources for m in members(layout, name)]
-        return reference.edges_across(
-            layout.n_tokens, [positions(layout, m).tolist() for m in held]
-        )
-    ends = [
-        [p for name in names for p in group_positions(layout, name).tolist()]
-        for names in (pathway.sources, pathway.targets)
-    ]
-    both_ways = pathway.direction == "both_ways"
-    return reference.edges_between(layout.n_tokens, ends[0], ends[1], both_ways=both_ways)

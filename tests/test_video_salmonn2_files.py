@@ -325,6 +325,6 @@ def test_silence_put_after_an_early_end_reaches_the_samples_row(
     model = loaded()
     events = list(run_unit(model, unit(HEARD, media, curves(model)), [medium], decode_s=0))
     (sample,) = (event for event in events if isinstance(event, SampleDone))
-    assert sample.media_notes[0] == "clip.mp4: decoded"
-    assert sample.media_notes[1].startswith("sound ends at 20.00 s, long before the last frame")
-    assert len(sample.media_notes) == 2
+    assert sample.notes[0] == "clip.mp4: decoded"
+    assert sample.notes[1].startswith("sound ends at 20.00 s, long before the last frame")
+    assert len(sample.notes) == 2

@@ -249,7 +249,7 @@ class SampleDone:
     flops_lower_bound: float
     split_batches: int
     peak_bytes: int
-    media_notes: tuple[str, ...] = ()  # what decoding changed, `file: what`
+    notes: tuple[str, ...] = ()  # what to know of it: `file: what decoding changed`, ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ from avflow.workers.engine.rows import Knockout
 from avflow.workers.extras import Extras, plan_masks
 from avflow.workers.failing import failure, ruins_worker
 from avflow.workers.meter import Meter
+from avflow.workers.models.answers import other_form
 from avflow.workers.models.base import Embedded, LoadedModel, Prepared
 from avflow.workers.protocol import CurveDone, Event, SampleDone, UnitFailure, UnitSpec
 
@@ -82,8 +83,8 @@ def run_unit(
         base=work.base,
     )
     yield from extras.run(meter)
-    notes = (*media_notes(unit.sample, media), *prepared.notes)
-    yield replace(work.sample_done(meter, decode_s, extras.knockouts), media_notes=notes)
+    notes = (*media_notes(unit.sample, media), *prepared.notes, *work.answer_notes(model))
+    yield replace(work.sample_done(meter, decode_s, extras.knockouts), notes=notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +206,15 @@ class _Work:
             answer_token=self.answer_token,
             n_tokens=self.layout.n_tokens,
         )
+
+    def answer_notes(self, model: LoadedModel) -> Iterator[str]:
+        """Whether the model answers with a letter in a form that is not the counted one."""
+        text = model.token_text(self.base_token)
+        letters = LETTERS[: len(self.option_tokens)]
+        letter = other_form(self.base_token, text, self.option_tokens, letters)
+        if letter is not None:
+            counted = model.token_text(self.option_tokens[letters.index(letter)])
+            yield f"answer: the model says {text!r}; what counts is {counted!r}, another token"
 
     def sample_done(
         self, meter: Meter, decode_s: float, of_masks: Sequence[Knockout]

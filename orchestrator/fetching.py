@@ -8,6 +8,7 @@ import fnmatch
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -91,8 +92,9 @@ def fetch(name: str, folder: Path, *, revision: str, say: Callable[[str], None])
         say(f"{source.repository} at {commit}: {missing / 1e9:.2f} GB to fetch into {folder}")
         _download(source, folder, commit)
     done = Fetched(repository=source.repository, revision=revision, commit=commit, files=sizes)
+    members: Members = {}
     for archive, target in _archives(source, folder, sizes):
-        say(f"{archive.name}: {unpack(archive, target):,} files unpacked into {target}")
+        say(f"{archive.name}: {unpack(archive, target, members):,} files unpacked into {target}")
     (folder / RECORD).write_text(json.dumps(asdict(done), indent=2) + "\n")
     return done
 
@@ -202,25 +204,29 @@ def _archives(source: Source, folder: Path, names: Iterable[str]) -> Iterator[tu
             yield folder / name, folder / target
 
 
-def unpack(archive: Path, target: Path) -> int:
+Members = dict[Path, tuple[str, tuple[int, int]]]
+"""File -> the archive's member that it is, with that one's size and checksum."""
+
+
+def unpack(archive: Path, target: Path, members: Members) -> int:
     """Unpack a .zip's files into `target` by their bare names; the number that was not there yet.
 
-    Bare names can't leave the folder. Raises FetchError for a damaged archive, or one with two
-    files of one name.
+    Bare names can't leave the folder. `members` are those of the archives before, to which its own
+    are added. Raises FetchError for a damaged archive, or for two files of one name.
     """
     target.mkdir(parents=True, exist_ok=True)
     unpacked = 0
     try:
         with zipfile.ZipFile(archive) as opened:
-            seen: dict[str, str] = {}
             for member in opened.infolist():
                 path = target / PurePosixPath(member.filename.replace("\\", "/")).name
                 if member.is_dir() or path.name.startswith("."):
                     continue
-                if seen.setdefault(path.name, member.filename) != member.filename:
+                here, content = f"{archive.name}/{member.filename}", (member.file_size, member.CRC)
+                before, same = members.setdefault(path, (here, content))
+                if content != same:
                     raise FetchError(
-                        f"{archive}: {seen[path.name]} and {member.filename} would be one file; "
-                        "unpack it by hand"
+                        f"{archive}: {before} and {here} would be one file; unpack it by hand"
                     )
                 if path.is_file() and path.stat().st_size == member.file_size:
                     continue
@@ -229,6 +235,6 @@ def unpack(archive: Path, target: Path) -> int:
                     shutil.copyfileobj(packed, file, 1 << 20)
                 part.replace(path)
                 unpacked += 1
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise FetchError(f"{archive}: damaged ({error}); delete it and fetch again") from error
     return unpacked

@@ -17,15 +17,15 @@ from in_process import avflow
 from media_files import even, write_video
 
 from avflow.orchestrator.errors import ConfigError
-from avflow.orchestrator.fetching import FetchError, unpack
+from avflow.orchestrator.fetching import FetchError, Members, unpack
 
 REPOSITORY = "honglyhly/WorldSense"
 QA = b'{"v1": {"video_id": "v1"}}'
 
 
-def zipped(members: dict[str, bytes]) -> bytes:
+def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
     return buffer.getvalue()
@@ -126,15 +126,28 @@ def test_a_repository_that_is_not_there_or_holds_something_else(tmp_path: Path) 
 
 
 def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.zip").write_bytes(zipped({"v.mp4": bytes(1000)})[:500])
-    with pytest.raises(FetchError, match=r"a\.zip: damaged"):
-        unpack(tmp_path / "a.zip", tmp_path / "out")
+    whole = zipped({"v.mp4": b"".join(b"%d" % n**5 for n in range(900))}, zipfile.ZIP_DEFLATED)
+    for data in (whole[:500], whole[:40] + b"\xff" * 400 + whole[440:]):
+        (tmp_path / "a.zip").write_bytes(data)
+        with pytest.raises(FetchError, match=r"a\.zip: damaged"):
+            unpack(tmp_path / "a.zip", tmp_path / "out", {})
 
 
 def test_two_files_of_one_name_are_not_written_over_each_other(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(zipped({"x/v.mp4": b"1", "y/v.mp4": b"22"}))
-    with pytest.raises(FetchError, match=r"x/v\.mp4 and y/v\.mp4 would be one file"):
-        unpack(tmp_path / "a.zip", tmp_path / "out")
+    with pytest.raises(FetchError, match=r"a\.zip/x/v\.mp4 and a\.zip/y/v\.mp4 would be one file"):
+        unpack(tmp_path / "a.zip", tmp_path / "out", {})
+
+
+def test_nor_are_files_of_one_name_in_two_archives(tmp_path: Path) -> None:
+    members: Members = {}
+    for name, content in (("a", b"same"), ("b", b"same"), ("c", b"else")):
+        (tmp_path / f"{name}.zip").write_bytes(zipped({"x/v.mp4": content}))
+    assert unpack(tmp_path / "a.zip", tmp_path / "out", members) == 1
+    assert unpack(tmp_path / "b.zip", tmp_path / "out", members) == 0
+    with pytest.raises(FetchError, match=r"a\.zip/x/v\.mp4 and c\.zip/x/v\.mp4 would be one file"):
+        unpack(tmp_path / "c.zip", tmp_path / "out", members)
+    assert (tmp_path / "out" / "v.mp4").read_bytes() == b"same"
 
 
 def test_a_disk_that_is_too_small_is_told_before(

@@ -1,0 +1,411 @@
+"""How the orchestrator holds up: `python benchmarks/scale.py [plan|query|overhead|thousand]`.
+
+No model and no Ray: what is measured is planning, the coordinator with its queue and store, and the
+reading of results. `overhead` runs the real coordinator against workers that only sleep, their
+unit times drawn from a recorded run (or given); `thousand` runs the same coordinator on a clock
+that jumps from event to event, with deaths at a stated rate.
+"""
+
+import argparse
+import heapq
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from avflow.datasets.prompts import option_list
+from avflow.datasets.sample import MediaPart, Sample, TextPart
+from avflow.orchestrator import coordinator as coordinator_module
+from avflow.orchestrator.config import SweepConfig
+from avflow.orchestrator.coordinator import Coordinator, Patience, Placement
+from avflow.orchestrator.data import LoadedDataset, fingerprint
+from avflow.orchestrator.executors import Died, Ended, ExecutorEvent, Ready, Yielded
+from avflow.orchestrator.parts import serialise
+from avflow.orchestrator.paths import RunPaths
+from avflow.orchestrator.plan import Plan, build_plan
+from avflow.orchestrator.plan_tables import plan_tables
+from avflow.orchestrator.policy import FailureKind, FailurePolicy
+from avflow.orchestrator.progress import Silent
+from avflow.orchestrator.queue import WorkQueue
+from avflow.orchestrator.results import query, read
+from avflow.orchestrator.run_folder import claim
+from avflow.orchestrator.store import ResultStore
+from avflow.workers.protocol import CurveDone, SampleDone, UnitSpec
+
+LAYERS = 36
+INFO: Any = SimpleNamespace(
+    n_layers=LAYERS, hidden_size=2048, n_heads=16, n_kv_heads=2, head_size=128,
+    intermediate_size=11008, vocab_size=151936, parameters=3e9, digest="d",
+)  # fmt: skip
+
+
+# -- a plan of any size ----------------------------------------------------------------------
+
+
+def make_plan(tasks: int, samples_a_task: int, windows: Sequence[int]) -> Plan:
+    samples = tuple(
+        Sample(
+            sample_id=f"task{task:03d}-{n:05d}",
+            dataset="world",
+            task=f"task{task:03d}",
+            category="c",
+            layout="single_video",
+            parts=(
+                MediaPart(kind="video", path=f"{task}-{n}.mp4", with_audio=True),
+                TextPart(role="question", text="Which of them?"),
+                *option_list(["one", "two", "three", "four"]),
+            ),
+            answer=n % 4,
+            media_group=f"{task}-{n}",
+        )
+        for task in range(tasks)
+        for n in range(samples_a_task)
+    )
+    raw = {
+        "name": "scale",
+        "models": [{"name": "m", "family": "qwen2_5_omni", "path": "testbed"}],
+        "datasets": [{"name": "world", "reader": "testbed"}],
+        "experiments": [{"name": "e", "windows": list(windows)}],
+    }
+    config = SweepConfig.model_validate_json(json.dumps(raw))
+    loaded = LoadedDataset(root=Path("/x"), samples=samples, fingerprint=fingerprint(samples))
+    return build_plan(config, {"world": loaded}, {"m": INFO})
+
+
+def plan_100k() -> dict[str, Any]:
+    """100,000 jobs and 10 million cells, enumerated and written."""
+    before = peak_mb()
+    began = time.perf_counter()
+    plan = make_plan(tasks=80, samples_a_task=100, windows=(3, 7))
+    planned = time.perf_counter() - began
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        size = sum(len(serialise(table)) for _, table in plan_tables(RunPaths(Path(folder)), plan))
+        written = time.perf_counter() - began
+    counts = plan.counts()
+    return {
+        "jobs": counts.jobs,
+        "cells": counts.cells,
+        "units": counts.units,
+        "plan_s": round(planned, 2),
+        "tables_s": round(written, 2),
+        "tables_mb": round(size / 1e6, 1),
+        "memory_mb": round(peak_mb() - before),
+    }
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# -- ten million rows ------------------------------------------------------------------------
+
+
+def query_10m(rows: int = 10_000_000) -> dict[str, Any]:
+    """The curve of one pathway out of a run folder with that many cells, compacted parts."""
+    plan = make_plan(tasks=8, samples_a_task=max(1, rows // (8 * 36 * 24)), windows=(3,))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = RunPaths(Path(folder) / "run")
+        claim(paths, plan)
+        store = ResultStore(paths, plan)
+        rng = np.random.default_rng(0)
+        began, stored = time.perf_counter(), 0
+        for at, unit in enumerate(plan.units):
+            for curve in unit.curves:
+                store.add_curve(unit, made_up(unit, curve, rng))
+                stored += len(curve.center_layers)
+            store.add_sample(unit, sample_done(unit), worker="h:1", attempt=1)
+            if at % 600 == 599:
+                store.commit()
+        store.commit()
+        write_s = time.perf_counter() - began
+        sql = (
+            "SELECT center_layer, AVG(delta) AS d, COUNT(*) AS n FROM cells "
+            "WHERE pathway = 'video_to_question' AND task = 'task003' GROUP BY center_layer"
+        )
+        return {
+            "rows": stored,
+            "write_s": round(write_s, 1),
+            "rows_a_second": round(stored / write_s),
+            "sql_s": best(lambda: query(paths.root, sql)),
+            "whole_table_s": best(lambda: read(paths.root), 1),
+            "parts": len(list(paths.root.glob("cells/**/*.parquet"))),
+        }
+
+
+def best(call: Callable[[], object], times: int = 3) -> float:
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return round(min(seconds), 3)
+
+
+def made_up(unit: UnitSpec, curve: Any, rng: np.random.Generator) -> CurveDone:
+    n = len(curve.center_layers)
+    return CurveDone(
+        unit_id=unit.unit_id, curve=curve.key,
+        center_layer=np.asarray(curve.center_layers, dtype=np.int16),
+        p_knockout=rng.random(n), p_options=rng.random((n, 4)),
+        knockout_token=rng.integers(0, 4, n).astype(np.int32),
+        n_blocked_edges=np.arange(n, dtype=np.int64),
+        p_base=0.5, base_token=7, correct_base=True, answer_token=7, n_tokens=2000,
+    )  # fmt: skip
+
+
+def sample_done(unit: UnitSpec) -> SampleDone:
+    return SampleDone(
+        unit_id=unit.unit_id, answer="A", predicted="A", base_token=7, p_base=0.5,
+        p_options=np.full(4, 0.25), correct=True, n_tokens=2000, group_spans={"last": [[9, 10]]},
+        decode_s=1, encode_s=1, prefill_s=1, replay_s=1, token_layers=1, flops=1,
+        flops_lower_bound=1, split_batches=0, peak_bytes=1,
+    )  # fmt: skip
+
+
+# -- workers that take their time and nothing else -------------------------------------------
+
+
+@dataclass(slots=True)
+class _Worker:
+    node: str
+    free_at: float
+    flights: list[str] = field(default_factory=list)
+
+
+class Simulated:
+    """An executor whose workers do nothing for as long as `unit_s` draws.
+
+    Events come when their time has come, on `clock`. A worker dies over a unit at
+    `deaths_an_hour`, and loads again in `load_s`.
+    """
+
+    def __init__(
+        self, workers: int, unit_s: Callable[[], float], clock: "Clock", *,
+        load_s: float = 0.0, deaths_an_hour: float = 0.0, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.most, self.unit_s, self.clock, self.load_s = workers, unit_s, clock, load_s
+        self.rng, self.deaths_an_hour = random.Random(seed), deaths_an_hour
+        self.numbers = np.random.default_rng(seed)
+        self.workers: dict[str, _Worker] = {}
+        self.due: list[tuple[float, int, ExecutorEvent]] = []
+        self.n, self.busy_s, self.deaths, self.curves, self.waited_s = 0, 0.0, 0, 0, 0.0
+
+    def has_room(self, gpus: int) -> bool:
+        return len(self.workers) < self.most
+
+    def start_worker(self, worker: str, spec: Any, gpus: int) -> None:
+        ready = self.clock.now() + self.load_s
+        self.workers[worker] = _Worker(node=f"n{self.n % max(1, self.most // 8)}", free_at=ready)
+        self._at(ready, Ready(worker=worker, where=f"h:{worker}", node=self.workers[worker].node))
+
+    def submit(self, worker: str, unit: UnitSpec) -> None:
+        known, took = self.workers[worker], self.unit_s()
+        begins = max(self.clock.now(), known.free_at)
+        due = [curve for curve in unit.curves if curve.key in unit.wanted]
+        dies = self.rng.random() < took * self.deaths_an_hour / 3600
+        known.free_at = begins + took
+        if dies:
+            took *= self.rng.random()
+            due = due[: int(len(due) * self.rng.random())]
+        for at, curve in enumerate(due, 1):
+            done = made_up(unit, curve, self.numbers)
+            self._at(begins + took * at / (len(due) + 1), Yielded(worker=worker, event=done))
+        if dies:
+            text = "simulated"
+            died = Died(worker=worker, kind=FailureKind.WORKER_DEATH, message=text, node=known.node)
+            self._at(begins + took, died)
+            return
+        self._at(begins + took, Yielded(worker=worker, event=sample_done(unit)))
+        self._at(begins + took, Ended(worker=worker, unit_id=unit.unit_id))
+        self.busy_s += took
+
+    def poll(self, timeout_s: float) -> list[ExecutorEvent]:
+        began = time.perf_counter()
+        next_at = self.due[0][0] if self.due else float("inf")
+        self.clock.wait_until(min(next_at, self.clock.now() + timeout_s))
+        events = []
+        while self.due and self.due[0][0] <= self.clock.now():
+            event = heapq.heappop(self.due)[2]
+            if event.worker in self.workers:
+                events.append(event)
+                if isinstance(event, Died):
+                    self.deaths += 1
+                    del self.workers[event.worker]
+        self.waited_s += time.perf_counter() - began
+        return events
+
+    def _at(self, when: float, event: ExecutorEvent) -> None:
+        self.n += 1
+        heapq.heappush(self.due, (when, self.n, event))
+
+    def leaving(self) -> frozenset[str]:
+        return frozenset()
+
+    def waits_for_room(self, worker: str) -> bool:
+        return False
+
+    def avoid(self, node: str) -> bool:
+        return False
+
+    def give_up_decoding(self, worker: str) -> bool:
+        return False
+
+    def kill(self, worker: str) -> None:
+        self.workers.pop(worker, None)
+
+    def shutdown(self) -> None:
+        self.workers.clear()
+
+
+class Clock:
+    """The real one."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wait_until(self, when: float) -> None:
+        time.sleep(max(0.0, when - time.monotonic()))
+
+    def monotonic(self) -> float:  # as the coordinator calls it
+        return self.now()
+
+
+class Jumping(Clock):
+    """One that is always where the next event is."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    def now(self) -> float:
+        return self.at
+
+    def wait_until(self, when: float) -> None:
+        self.at = max(self.at, when)
+
+
+class Discarding:
+    """A recorder for when the store is not what is measured."""
+
+    def add_curve(self, unit: Any, done: Any) -> None: ...
+    def add_sample(self, unit: Any, done: Any, *, worker: str, attempt: int) -> None: ...
+    def add_failure(self, decision: Any, *, worker: str) -> None: ...
+    def commit(self) -> None: ...
+    def tick(self) -> bool:
+        return False
+
+
+def coordinate(plan: Plan, executor: Simulated, recorder: Any, clock: Clock) -> tuple[Any, float]:
+    units = plan.units
+    began = clock.now()
+    real, coordinator_module.time = coordinator_module.time, clock  # type: ignore[assignment]
+    try:
+        outcome = Coordinator(
+            queue=WorkQueue(units, policy=FailurePolicy(), deadline_s=None),
+            units={unit.unit_id: unit for unit in units},
+            models={"m": Placement(spec=SimpleNamespace(name="m"), gpus=1)},  # type: ignore[arg-type]
+            executor=executor,
+            recorder=recorder,
+            progress=Silent(),
+            patience=Patience(load_s=1e9),
+        ).run()
+    finally:
+        coordinator_module.time = real
+    return outcome, clock.now() - began
+
+
+def recorded(run: str | None, mean_s: float) -> Callable[[], float]:
+    """Draw a unit's seconds as a recorded run took them, scaled to a mean (0: as they were)."""
+    rng = random.Random(1)
+    if run is None:
+        return lambda: rng.lognormvariate(0, 0.5) * mean_s / 1.133
+    samples = read(run, "samples")
+    parts = ("encode_s", "prefill_s", "replay_s")
+    seconds = samples.select(pl.sum_horizontal(*parts)).to_series().to_list()
+    scale = mean_s / (sum(seconds) / len(seconds)) if mean_s else 1.0
+    return lambda: rng.choice(seconds) * scale
+
+
+def overhead_64(run: str | None) -> dict[str, Any]:
+    """The real coordinator, store included, in real time: how long workers wait for it."""
+    plan = make_plan(tasks=8, samples_a_task=48, windows=(3,))
+    clock = Clock()
+    executor = Simulated(64, recorded(run, 4.0), clock)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = RunPaths(Path(folder) / "run")
+        claim(paths, plan)
+        cpu = time.process_time()
+        _, took = coordinate(plan, executor, ResultStore(paths, plan), clock)
+        cpu = time.process_time() - cpu
+    counts = plan.counts()
+    return {
+        "workers": 64,
+        "units": counts.units,
+        "cells": counts.cells,
+        "mean_unit_s": round(executor.busy_s / counts.units, 2),
+        "makespan_s": round(took, 2),
+        "coordinator_cpu_s": round(cpu, 2),
+        "overhead_percent": round(100 * cpu / executor.busy_s, 2),
+        "driver_busy_percent": round(100 * (1 - executor.waited_s / took), 1),
+    }
+
+
+def thousand(run: str | None, deaths_an_hour: float) -> dict[str, Any]:
+    """1,000 workers that die at a stated rate: makespan against the ideal without deaths."""
+    plan = make_plan(tasks=20, samples_a_task=1000, windows=(3,))
+    units = tuple(replace(unit, curves=unit.curves[:4]) for unit in plan.units)
+    units = tuple(replace(u, wanted=frozenset(c.key for c in u.curves)) for u in units)
+    plan = replace(plan, units=units)
+    clock = Jumping()
+    executor = Simulated(
+        1000, recorded(run, 60.0), clock, load_s=60.0, deaths_an_hour=deaths_an_hour
+    )
+    began = time.perf_counter()
+    outcome, makespan = coordinate(plan, executor, Discarding(), clock)
+    ideal = executor.busy_s / 1000 + 60.0
+    return {
+        "workers": 1000,
+        "units": len(units),
+        "deaths_an_hour_and_worker": deaths_an_hour,
+        "deaths": executor.deaths,
+        "failed_for_good": outcome.failures,
+        "given_up": dict(outcome.given_up),
+        "makespan_s": round(makespan),
+        "ideal_s": round(ideal),
+        "over_ideal_percent": round(100 * (makespan / ideal - 1), 1),
+        "simulated_in_s": round(time.perf_counter() - began, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="*", default=["plan", "query", "overhead", "thousand"])
+    parser.add_argument("--recorded", help="a run folder whose samples' seconds are drawn from")
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--deaths", type=float, default=0.1, help="an hour and worker")
+    arguments = parser.parse_args()
+    benchmarks: dict[str, Callable[[], dict[str, Any]]] = {
+        "plan": plan_100k,
+        "query": lambda: query_10m(arguments.rows),
+        "overhead": lambda: overhead_64(arguments.recorded),
+        "thousand": lambda: thousand(arguments.recorded, arguments.deaths),
+    }
+    for what in arguments.what:
+        print(json.dumps({"benchmark": what, **benchmarks[what]()}), flush=True)
+    print(json.dumps({"python": sys.version.split()[0], "polars": pl.__version__,
+                      "pyarrow": pa.__version__}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ name that the sweep looked at, which the title names.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,22 +39,24 @@ def probe_figures(
     one sample a (model, data set, probe).
     """
     makers = {
-        "attention_map": ("fig1-maps", _maps),
-        "norms": ("fig7-norms", _norms),
-        "sinks": ("fig2-sinks", _sinks),
+        "attention_map": ("fig1-maps", "attention map", _maps),
+        "norms": ("fig7-norms", "norm of the hidden state", _norms),
+        "sinks": ("fig2-sinks", "sinks by hidden dimension", _sinks),
     }
     figures: dict[str, Figure] = {}
     layouts = {task.task: task.layout for task in tasks}
     for suffix, title, table in _views(last_attention):
-        figures[f"fig1-last_attention{suffix}"] = _attention(table, title, layouts)
+        whole = f"attention of the last token, {title}"
+        figures[f"fig1-last_attention{suffix}"] = _attention(table, whole, layouts)
     for suffix, title, table in _views(portraits):
         circled = _sink_positions(table)
-        for probe, (stem, make) in makers.items():
+        for probe, (stem, what, make) in makers.items():
             rows = table.filter(probe=probe)
             if rows["position"].drop_nulls().is_empty():
                 continue
             sample = rows["sample_id"][0]
-            figures[f"{stem}{suffix}"] = make(rows, f"{title}: {sample}", circled.get(sample, {}))
+            whole = f"{what}, {title}: {sample}"
+            figures[f"{stem}{suffix}"] = make(rows, whole, circled.get(sample, {}))
     return figures
 
 
@@ -119,7 +122,7 @@ def _attention(table: pl.DataFrame, title: str, layouts: Mapping[str, str]) -> F
     kind = pl.col("task").replace_strict(layouts, default="")
     whole = table.filter(~pl.col("group").is_in(_PARTS_OF)).with_columns(layout=kind)
     kinds = sorted(set(whole["layout"]), reverse=True)
-    figure, panels = _panels(len(kinds), f"attention of the last token, {title}", (5.2, 3.0))
+    figure, panels = _panels(len(kinds), title, (5.2, 3.0))
     for axes, layout in zip(panels, kinds, strict=True):
         lines = (
             whole.filter(layout=layout)
@@ -144,7 +147,7 @@ def _maps(rows: pl.DataFrame, title: str, circled: dict[int, list[int]]) -> Figu
     from matplotlib.colors import LogNorm
 
     layers = sorted(set(rows["layer"]))
-    figure, panels = _panels(len(layers), f"attention map, {title}")
+    figure, panels = _panels(len(layers), title)
     for axes, layer in zip(panels, layers, strict=True):
         of_layer = rows.filter(layer=layer)
         width = int(of_layer["width"][0])
@@ -170,12 +173,13 @@ def _maps(rows: pl.DataFrame, title: str, circled: dict[int, list[int]]) -> Figu
 def _norms(rows: pl.DataFrame, title: str, circled: dict[int, list[int]]) -> Figure:
     layers = sorted(set(rows["layer"]))
     groups = list(dict.fromkeys(rows.sort("layer", "position")["group"]))
-    figure, panels = _panels(len(layers), f"norm of the hidden state, {title}")
+    figure, panels = _panels(len(layers), title)
     for axes, layer in zip(panels, layers, strict=True):
         for number, group in enumerate(groups):
             dots = rows.filter(layer=layer, group=group)
             x, y = dots["position"].to_numpy(), dots["value"].to_numpy()
-            axes.scatter(x, y, s=4, color=_colour(number), label=group)
+            marker = _MARKERS[number % len(_MARKERS)]
+            axes.scatter(x, y, s=6, color=_colour(number), marker=marker, label=group)
         sinks = rows.filter(pl.col("position").is_in(circled.get(layer, [])), layer=layer)
         axes.scatter(
             sinks["position"].to_numpy(), sinks["value"].to_numpy(), s=60, facecolors="none",
@@ -191,7 +195,7 @@ def _sinks(rows: pl.DataFrame, title: str, _circled: dict[int, list[int]]) -> Fi
     """Of each layer and group the sink with the largest activation."""
     held = rows.drop_nulls("position")
     layers = sorted(set(held["layer"]))
-    figure, panels = _panels(len(layers), f"sinks by hidden dimension, {title}")
+    figure, panels = _panels(len(layers), title)
     for axes, layer in zip(panels, layers, strict=True):
         of_layer = held.filter(layer=layer).sort("value", descending=True)
         for number, group in enumerate(dict.fromkeys(of_layer["group"])):
@@ -220,7 +224,8 @@ def _panels(
     lines = -(-number // columns)
     figure = Figure(figsize=(inches[0] * columns, inches[1] * lines + 0.4))
     figure.set_layout_engine("constrained")
-    figure.suptitle(title, fontsize=10)
+    most = max(30, int(13 * inches[0] * columns))
+    figure.suptitle(textwrap.fill(title, most), fontsize=10)
     panels: list[Any] = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes in panels:
         axes.tick_params(labelsize=7)

@@ -7,6 +7,7 @@ pyplot, so that nothing global is touched; the same table gives the same bytes o
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -89,7 +90,7 @@ def change_figure(
     width, height = _PANEL_INCHES
     figure = Figure(figsize=(width * columns + 0.4, (height * lines + 0.5) * len(rows) + 0.4))
     figure.set_layout_engine("constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(textwrap.fill(title, max(30, int(12 * width * columns))), fontsize=11)
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for part, row in zip(parts, rows, strict=True):
         panels = list(part.subplots(lines, columns, squeeze=False).flat)

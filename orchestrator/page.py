@@ -60,7 +60,7 @@ def render(
 ) -> str:
     """The whole page. `labels`: pathway -> how it is printed; `curves` are those of the words."""
     links = [(name, name) for name in (*tables, *(item.name for item in items))]
-    nav = "".join(f'<a href="#{escape(to)}">{escape(text)}</a>' for to, text in links)
+    nav = " ".join(f'<a href="#{escape(to)}">{escape(text)}</a>' for to, text in links)
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -68,7 +68,7 @@ def render(
         f"<h1>{escape(title)}</h1><nav>{nav}</nav>",
         *(f'<p class="warning">{escape(text)}</p>' for text in caveats),
         "<h2>What was found</h2>",
-        _list(found) if found else "<p>Nothing yet: no curve or table is stored.</p>",
+        *(_found(found) if found else ["<p>Nothing yet: no curve or table is stored.</p>"]),
         f"<details><summary>How it was measured, and how sure it is</summary><p>{_METHOD}</p>"
         "</details>",
         *(_table(table) for table in tables.values()),
@@ -82,8 +82,18 @@ def render(
     return "\n".join(parts) + "\n"
 
 
-def _list(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+def _found(lines: Sequence[str]) -> Iterator[str]:
+    """Lists; a line that ends with a colon heads those that follow, folded."""
+    held: list[str] = []
+    heading = ""
+    for line in (*lines, ":"):
+        if not line.endswith(":"):
+            held.append(f"<li>{escape(line)}</li>")
+            continue
+        if held:
+            text = f"<ul>{''.join(held)}</ul>"
+            yield f"<details><summary>{heading}</summary>{text}</details>" if heading else text
+        heading, held = escape(line[:-1]), []
 
 
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

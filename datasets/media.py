@@ -244,8 +244,8 @@ def _packets(
 def too_slow(path: Path, spec: MediaSpec) -> MediaError:
     """The error for a file that takes longer than `spec.decode_timeout_s`."""
     return MediaError(
-        f"{path}: decoding took more than {spec.decode_timeout_s:g} s; cut the file shorter, or "
-        "leave its samples out"
+        f"{path}: decoding took more than {spec.decode_timeout_s:g} s; give it longer "
+        "(decode_timeout_s), cut the file shorter, or leave its samples out"
     )
 
 

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from avflow.datasets.sample import MediaKind
 
+DECODE_TIMEOUT_S = 120.0
+"""For one file; a sweep may give it more (`execution.decode_timeout_s`)."""
+
 
 class MediaError(ValueError):
     """A media file can't be used: which file, what is wrong, what to do. The sample fails."""
@@ -38,7 +41,7 @@ class MediaSpec:
     patch_multiple: int
     sample_rate: int
     max_audio_s: float | None
-    decode_timeout_s: float = 120
+    decode_timeout_s: float = DECODE_TIMEOUT_S
     sampling: Literal["steps", "spread"] = "steps"
     min_frames: int = 1
     video_max_pixels: float | None = None

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -87,10 +87,12 @@ def check_dataset(
     *,
     decode: bool,
     processes: int,
+    timeout_s: float,
     on_start: Callable[[int], None],
     on_file: Callable[[FileCheck], None],
 ) -> DatasetCheck:
-    """Read the data set in `root` and, with `decode`, every medium, in so many processes.
+    """Read the data set in `root` and, with `decode`, every medium, in so many processes, each
+    medium within `timeout_s`.
 
     `on_start` is told how many media there are, `on_file` each as it comes. Raises ConfigError
     when `root` is not that data set.
@@ -101,7 +103,8 @@ def check_dataset(
         parts = tuple(dict.fromkeys(part for s in loaded.samples for part in s.media))
         bare = tuple(dict.fromkeys(_bare(part) for part in parts))
         on_start(len(bare))
-        files = tuple(check_files(root, bare, processes, on_file))
+        spec = replace(SPEC, decode_timeout_s=timeout_s)
+        files = tuple(check_files(root, bare, spec, processes, on_file))
     return DatasetCheck(
         name=name,
         root=str(root),
@@ -136,7 +139,11 @@ def _bare(part: MediaPart) -> MediaPart:
 
 
 def check_files(
-    root: Path, parts: Sequence[MediaPart], processes: int, on_file: Callable[[FileCheck], None]
+    root: Path,
+    parts: Sequence[MediaPart],
+    spec: MediaSpec,
+    processes: int,
+    on_file: Callable[[FileCheck], None],
 ) -> Iterator[FileCheck]:
     """Decode each, in order; each of the threads drives a decoding process of its own."""
     free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
@@ -144,7 +151,7 @@ def check_files(
     def check(part: MediaPart) -> FileCheck:
         decoder = free.get()
         try:
-            return _check(decoder, root, part)
+            return _check(decoder, root, part, spec)
         finally:
             free.put(decoder)
 
@@ -159,9 +166,9 @@ def check_files(
             yield done
 
 
-def _check(decoder: Decoder, root: Path, part: MediaPart) -> FileCheck:
+def _check(decoder: Decoder, root: Path, part: MediaPart, spec: MediaSpec) -> FileCheck:
     try:
-        media = decoder.decode(root, part, SPEC)
+        media = decoder.decode(root, part, spec)
     except MediaError as error:
         return FileCheck(part=part, error=str(error), duration_s=0.0, notes=())
     except Exception as error:  # as in a sweep: whatever a bad file raises is that file's

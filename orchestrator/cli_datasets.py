@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from avflow.datasets.media_spec import DECODE_TIMEOUT_S
 from avflow.orchestrator.errors import ExitStatus
 
 if TYPE_CHECKING:
@@ -51,11 +52,15 @@ def get(
 @app.command()
 def check(
     name: Name,
+    *,
     root: Annotated[Path, typer.Option(help="The data set's folder.")],
     media: Annotated[bool, typer.Option(help="Decode every file, not only count.")] = True,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Decoders at a time. Default: one a CPU.")
     ] = None,
+    decode_timeout_s: Annotated[
+        float, typer.Option(min=0.001, help="Seconds that one file may take, as in a sweep file.")
+    ] = DECODE_TIMEOUT_S,
     as_json: Json = False,
 ) -> None:
     """Compare a folder with the paper's tables, and decode every file of its questions.
@@ -75,6 +80,7 @@ def check(
             root,
             decode=media,
             processes=processes or os.cpu_count() or 1,
+            timeout_s=decode_timeout_s,
             on_start=lambda files: progress.update(bar, total=files),
             on_file=lambda _file: progress.advance(bar),
         )

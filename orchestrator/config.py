@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic import model_validator as _model_validator
 
+from avflow.datasets.media_spec import DECODE_TIMEOUT_S
 from avflow.orchestrator.dataset_config import DatasetConfig
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.extras_config import InterventionConfig, ProbeConfig
@@ -190,6 +191,8 @@ class ExecutionConfig(Strict):
     """Samples a task at most, for a first try. A later run without it goes on from there."""
     unit_deadline_s: RunTime[PositiveFloat] = 900.0
     """Seconds a worker may be silent over a sample before it is taken to hang."""
+    decode_timeout_s: RunTime[PositiveFloat] = DECODE_TIMEOUT_S
+    """Seconds that decoding one file may take before its sample fails."""
     load_deadline_s: RunTime[PositiveFloat] = 1800.0
     """Seconds a worker may take to load its model."""
     retries: RunTime[RetryConfig] = RetryConfig()

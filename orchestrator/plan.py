@@ -400,6 +400,7 @@ def _units(
                     byte_budget=config.execution.byte_budget,
                     cost=cost.token_layers,
                     extras=extras,
+                    decode_timeout_s=config.execution.decode_timeout_s,
                 )
             )
     units.sort(key=lambda unit: (-unit.cost, unit.unit_id))

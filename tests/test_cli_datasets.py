@@ -201,6 +201,8 @@ def test_a_folder_is_compared_with_the_paper_and_its_media_decoded(tmp_path: Pat
     assert text.returncode == 3
     assert "DIFFERS" in text.stdout
     assert "v2.mp4: no such file" in text.stdout
+    words = ("check", "worldsense", "--root", str(root), "--decode-timeout-s", "0.001")
+    assert "v0.mp4: decoding took more than 0.001 s" in avflow("datasets", *words).stdout
     counted = avflow("datasets", "check", "worldsense", "--root", str(root), "--no-media", "--json")
     assert json.loads(counted.stdout)["media"] is None
 

@@ -182,6 +182,17 @@ def test_a_unit_fails_as_data_and_the_next_one_is_decoded(root: Path, tmp_path: 
     assert isinstance(decode_unit(of("small.mp4"), SPEC), Decoded)
 
 
+def test_a_sweep_may_limit_its_units_otherwise_than_the_model_does(root: Path) -> None:
+    from faulty import unit
+
+    hurried = replace(unit("u", root, media="small.mp4"), decode_timeout_s=1e-6)
+    failed = decode_unit(hurried, SPEC)
+    assert isinstance(failed, UnitFailure)
+    assert "took more than 1e-06 s; give it longer (decode_timeout_s)" in failed.message
+    unhurried = replace(hurried, decode_timeout_s=60)
+    assert isinstance(decode_unit(unhurried, replace(SPEC, decode_timeout_s=1e-6)), Decoded)
+
+
 def test_what_decoding_changed_is_told_by_file(root: Path) -> None:
     from faulty import unit
 

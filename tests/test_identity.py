@@ -49,7 +49,8 @@ CLASSIFIED = {
     },
     "ExecutionConfig": {
         "identity": "threads byte_budget",
-        "run time": "executor address workers limit unit_deadline_s load_deadline_s retries",
+        "run time": "executor address workers limit unit_deadline_s decode_timeout_s "
+        "load_deadline_s retries",
     },
     "MlflowConfig": {"identity": "", "run time": "tracking_uri"},
     "RecordedIdentity": {"identity": "version models datasets", "run time": ""},

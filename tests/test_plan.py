@@ -168,6 +168,11 @@ def test_limit_takes_the_first_of_each_task_and_changes_no_job() -> None:
     assert ids(limited) == ids(plan())
 
 
+def test_units_know_how_long_their_files_may_take() -> None:
+    (unit, *_) = plan(execution={"decode_timeout_s": 600}).units
+    assert unit.decode_timeout_s == 600
+
+
 def test_units_come_costliest_first_and_costs_follow_length() -> None:
     long = clip(9, question="Which colour? " * 200)
     built = plan(samples=[clip(0), long, items(1)])

@@ -9,7 +9,7 @@ import functools
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avflow.datasets.decoder import Decoder
@@ -29,6 +29,8 @@ class Decoded:
 def decode_unit(unit: UnitSpec, spec: MediaSpec) -> Decoded | UnitFailure:
     """Decode all media of the unit's sample. Never raises on account of a file."""
     began = time.perf_counter()
+    if unit.decode_timeout_s is not None:
+        spec = replace(spec, decode_timeout_s=unit.decode_timeout_s)
     try:
         media = _decoder().decode_sample(Path(unit.data_root), unit.sample, spec)
     except Exception as error:  # the file boundary: whatever a bad file raises fails its sample

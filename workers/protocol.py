@@ -134,7 +134,7 @@ class UnitSpec:
     `curves` and `extras` are everything the plan holds for the sample: the composition of batches
     follows from the curves alone. `wanted` are the keys still missing; only these are yielded.
     `byte_budget` bounds a batch's activations and is part of the identity. `cost` is token-layers,
-    for ordering.
+    for ordering. `decode_timeout_s` is for each of the sample's files; None: the media spec's.
     """
 
     unit_id: str
@@ -146,6 +146,7 @@ class UnitSpec:
     byte_budget: int
     cost: float
     extras: tuple[ExtraSpec, ...] = ()
+    decode_timeout_s: float | None = None
 
     @property
     def work(self) -> tuple[CurveSpec | ExtraSpec, ...]:

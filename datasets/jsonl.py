@@ -45,6 +45,7 @@ _SUFFIXES: dict[MediaKind, str] = {
 }
 _KINDS = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
 
+_LONGEST_NAME = 100  # of tasks, as in a sweep file
 _Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 
@@ -78,7 +79,7 @@ class _Line(_Strict):
     """A line of the file."""
 
     id: _Text | None = None
-    task: _Text
+    task: Annotated[_Text, Field(max_length=_LONGEST_NAME)]
     category: _Text | None = None
     media: _Text | None = None
     sound: bool = True

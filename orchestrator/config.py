@@ -18,7 +18,7 @@ from avflow.datasets.media_spec import DECODE_TIMEOUT_S
 from avflow.orchestrator.dataset_config import DatasetConfig
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.extras_config import InterventionConfig, ProbeConfig
-from avflow.orchestrator.fields import Layers, Name, Names, Strict
+from avflow.orchestrator.fields import Layers, Name, Names, Strict, Where
 from avflow.orchestrator.figure_config import FigureConfig
 from avflow.orchestrator.identity import IDENTITY_VERSION, Identity, RunTime
 from avflow.orchestrator.policy import Budgets
@@ -39,7 +39,7 @@ class ModelConfig(Strict):
     """What tables and figures call it."""
     family: Identity[Name]
     """The adapter that knows such checkpoints; `avflow models` lists them."""
-    path: RunTime[Name]
+    path: RunTime[Where]
     """A local folder (relative to this file), a hub id, or `testbed` for the shipped checkpoint.
     Where it lies is run time; what it is enters the identity by its digest."""
     revision: RunTime[str | None] = None
@@ -181,7 +181,7 @@ class ExecutionConfig(Strict):
 
     executor: RunTime[Literal["ray", "local"]] = "ray"
     """`ray`: actors, here or on a cluster; `local`: one process, for debugging."""
-    address: RunTime[Name | None] = None
+    address: RunTime[Where | None] = None
     """Of a Ray cluster ("auto", "host:6379"); null: start Ray on this machine."""
     workers: RunTime[PositiveInt | None] = None
     """Actors at most; null: as many as the GPUs hold, or the CPUs where there is no GPU."""
@@ -205,7 +205,7 @@ class ExecutionConfig(Strict):
 class MlflowConfig(Strict):
     """Where curves are published."""
 
-    tracking_uri: RunTime[Name | None] = None
+    tracking_uri: RunTime[Where | None] = None
     """Any MLflow tracking URI; null: an SQLite store in the run folder (keep that off NFS)."""
 
 

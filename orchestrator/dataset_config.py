@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Discriminator, Field, PositiveInt, Tag, model_validator
 
 from avflow.datasets.prompts import TEMPLATES, PromptTemplate
-from avflow.orchestrator.fields import Name, Names, Strict
+from avflow.orchestrator.fields import Name, Names, Strict, Where
 from avflow.orchestrator.identity import Identity, RunTime
 
 Tasks = Literal["knockout", "cross_task"] | Names
@@ -130,7 +130,7 @@ class AvOdysseySettings(Strict):
 class JsonlSettings(Strict):
     """Which file of one's own questions, and how they are put."""
 
-    file: Identity[Name | None] = None
+    file: Identity[Where | None] = None
     """The JSON Lines file, relative to `root`; null: the only one there."""
     prompt: Identity[Prompt] = "plain"
     """A template's name, or its texts."""
@@ -142,7 +142,7 @@ class _Dataset(Strict):
 
 
 class _LocalDataset(_Dataset):
-    root: RunTime[Name]
+    root: RunTime[Where]
     """The folder of the annotations and media (relative to this file)."""
 
 
@@ -153,7 +153,7 @@ class TestbedDataset(_Dataset):
 
     reader: Identity[Literal["testbed"]]
     """What reads it; `avflow datasets` lists the readers."""
-    root: RunTime[Name | None] = None
+    root: RunTime[Where | None] = None
     """Its folder (relative to this file); null: the cache, $AVFLOW_CACHE or ~/.cache/avflow."""
     settings: Identity[TestbedSettings] = TestbedSettings()
     """What its reader takes."""

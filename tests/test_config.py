@@ -57,6 +57,18 @@ def test_the_demo_is_good_and_says_all_there_is_to_say() -> None:
                 assert f"{field}:" in text, f"the demo does not show {kind}.{field}"
 
 
+def test_paths_and_addresses_are_as_long_as_they_are(tmp_path: Path) -> None:
+    far = "/scratch/" + "/".join(["a-folder-of-a-cluster"] * 20)
+    raw = yaml.safe_load(GOOD) | {
+        "datasets": [{"name": "d", "reader": "jsonl", "root": far, "settings": {"file": far[1:]}}],
+        "execution": {"address": f"ray://{far[1:]}"},
+        "mlflow": {"tracking_uri": f"file://{far}"},
+    }
+    raw["models"][0]["path"] = far
+    config = parse(write(tmp_path, yaml.safe_dump(raw)))
+    assert parse(write(tmp_path, to_yaml(config))) == config  # as a run folder keeps it
+
+
 def uncommented(text: str, section: str) -> str:
     """The demo with a section that it holds as a comment."""
     start = text.index(f"# {section}:\n")

@@ -72,6 +72,12 @@ def test_a_question_about_a_clip(tmp_path: Path) -> None:
     assert (sample.direction, sample.ordering, sample.correct_candidate) == (None, None, None)
 
 
+def test_a_task_s_name_fits_a_sweep_file(tmp_path: Path) -> None:
+    assert one(tmp_path, CLIP | {"task": "t" * 100}).task == "t" * 100
+    (reason,) = said(tmp_path, CLIP | {"task": "t" * 101})
+    assert reason == "line 1, task: String should have at most 100 characters"
+
+
 def test_a_clip_without_its_sound(tmp_path: Path) -> None:
     assert not one(tmp_path, CLIP | {"sound": False, "category": "sight"}).media[0].with_audio
 

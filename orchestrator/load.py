@@ -14,12 +14,14 @@ from avflow.orchestrator.dataset_config import READERS, TAGGED, DatasetConfig, J
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.extras_check import check_names
 from avflow.orchestrator.extras_config import ScopeConfig
+from avflow.orchestrator.figure_check import check_figures
+from avflow.orchestrator.figure_config import FigureConfig
 from avflow.orchestrator.identity import IDENTITY_VERSION
 from avflow.orchestrator.source import FieldPath, Source, read_source, unknown
 from avflow.pathways.catalogue import ALL
 
 _Complaint = tuple[FieldPath, str]
-_Scope = ExperimentConfig | ScopeConfig
+_Scope = ExperimentConfig | ScopeConfig | FigureConfig
 
 
 def load(path: Path) -> SweepConfig:
@@ -119,6 +121,7 @@ def _check(config: SweepConfig) -> Iterator[_Complaint]:
         for index, member in enumerate(members):
             yield from _check_axes(config, member, [((section, index), member)])
     yield from check_names(config)
+    yield from check_figures(config, lambda figure: _tasks(config, figure))
     if config.identity is not None and config.identity.version != IDENTITY_VERSION:
         text = f"written by identity version {config.identity.version}, this is {IDENTITY_VERSION}"
         yield ("identity", "version"), f"{text}; take the section out to start anew"

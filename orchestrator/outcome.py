@@ -10,7 +10,7 @@ import polars as pl
 from avflow.orchestrator.config import SweepConfig
 from avflow.orchestrator.extras_results import last_attention_table, portraits, sink_table
 from avflow.orchestrator.figure_config import FigureConfig
-from avflow.orchestrator.panels import Directions, panel_curves
+from avflow.orchestrator.panels import Directions, panel_curves, tasks_of
 from avflow.orchestrator.paths import RunPaths
 from avflow.orchestrator.results import TaskStatus, query, read, standing_failures, status
 from avflow.orchestrator.run_folder import sessions
@@ -62,6 +62,7 @@ def read_outcome(paths: RunPaths, config: SweepConfig, *, correct: bool = True) 
     """From the store alone, running or not. Raises StoreError for what is no run folder."""
     tasks = status(paths.root).tasks
     drawn = [figure for figure in config.figures if figure.shows in ("curves", "windows")]
+    own = config.own_pathways()
     curves, categories = [], []
     panels: dict[str, list[pl.DataFrame]] = {figure.name: [] for figure in drawn}
     # A model and data set at a time: the cells of a whole paper need not fit in memory at once.
@@ -73,7 +74,8 @@ def read_outcome(paths: RunPaths, config: SweepConfig, *, correct: bool = True) 
         categories.append(curve_table(pooled, correct=correct))
         for figure in drawn:
             if figure.model == model and (figure.datasets == "all" or dataset in figure.datasets):
-                panels[figure.name].append(panel_curves(figure, cells, tasks, correct=correct))
+                shown = tasks_of(figure, tasks, own)
+                panels[figure.name].append(panel_curves(figure, cells, shown, correct=correct))
     return Outcome(
         name=config.name,
         correct=correct,
@@ -88,7 +90,7 @@ def read_outcome(paths: RunPaths, config: SweepConfig, *, correct: bool = True) 
         last_attention=last_attention_table(paths.root),
         sinks=sink_table(paths.root),
         portraits=portraits(paths.root),
-        own=config.own_pathways(),
+        own=own,
         created_ms=_created_ms(paths),
     )
 

@@ -11,9 +11,11 @@ from dataclasses import replace
 
 import polars as pl
 
+from avflow.orchestrator.figure_check import layouts_of
 from avflow.orchestrator.figure_config import FigureConfig
 from avflow.orchestrator.results import TaskStatus
 from avflow.orchestrator.statistics import curve_table, mean_of_tasks
+from avflow.pathways.pathway import Pathway
 
 DIRECTIONS = {"audio_to_image": "A to I", "image_to_audio": "I to A"}
 """As the paper's Table 4 abbreviates them: of the reference, and of the candidates."""
@@ -24,14 +26,25 @@ Directions = Mapping[tuple[str, str], Sequence[str]]
 """(data set, task) -> the directions that its samples have; none for single videos."""
 
 
-def statuses(
-    figure: FigureConfig, tasks: Sequence[TaskStatus], directions: Directions
+def tasks_of(
+    figure: FigureConfig, tasks: Sequence[TaskStatus], own: Sequence[Pathway]
 ) -> list[TaskStatus]:
-    """How far each panel's samples are, in the order of the panels; `task` is the panel's name.
-
-    A direction's are those of its task as a whole.
-    """
+    """The tasks that a figure shows: of its model and data, and of a kind of prompt that has its
+    pathways (the first of them, if both have)."""
     shown = [t for t in tasks if t.model == figure.model and figure.holds(t.dataset, t.task)]
+    kinds = layouts_of(figure, own)
+    if kinds is None:
+        return shown
+    kept = [task for task in shown if task.layout in kinds]
+    return [task for task in kept if task.layout == kept[0].layout]
+
+
+def statuses(
+    figure: FigureConfig, shown: Sequence[TaskStatus], directions: Directions
+) -> list[TaskStatus]:
+    """How far the samples of each panel are, in the order of the panels; `task` is the panel's
+    name. `shown` as of `tasks_of`. A direction's are those of its task as a whole.
+    """
     called = names(figure, shown)
     match figure.panels:
         case "task":
@@ -93,9 +106,8 @@ def names(figure: FigureConfig, shown: Sequence[TaskStatus]) -> list[str]:
     ]
 
 
-def labelled(figure: FigureConfig, rows: pl.DataFrame, tasks: Sequence[TaskStatus]) -> pl.DataFrame:
-    """The rows (of cells, or interventions) that a figure shows, `task` being their panel."""
-    shown = [t for t in tasks if t.model == figure.model and figure.holds(t.dataset, t.task)]
+def labelled(figure: FigureConfig, rows: pl.DataFrame, shown: Sequence[TaskStatus]) -> pl.DataFrame:
+    """The rows (of cells, or interventions) of these tasks, `task` being their panel."""
     labels = pl.DataFrame(
         {
             "dataset": [task.dataset for task in shown],
@@ -116,7 +128,7 @@ def labelled(figure: FigureConfig, rows: pl.DataFrame, tasks: Sequence[TaskStatu
 
 
 def panel_curves(
-    figure: FigureConfig, cells: pl.DataFrame, tasks: Sequence[TaskStatus], *, correct: bool = True
+    figure: FigureConfig, cells: pl.DataFrame, shown: Sequence[TaskStatus], *, correct: bool = True
 ) -> pl.DataFrame:
     """A figure's curves: `statistics.curve_table` with panels for tasks, or `mean_of_tasks`."""
     wanted = {name for row in figure.pathways for name in row}
@@ -125,7 +137,7 @@ def panel_curves(
         pl.col("window").is_in(list(figure.windows)),
         variant=figure.option_span,
     )
-    kept = labelled(figure, kept, tasks)
+    kept = labelled(figure, kept, shown)
     if figure.shows == "windows":
         several = kept["task"].n_unique() > 1
         prefix = pl.col("task") + " " if several else pl.lit("")

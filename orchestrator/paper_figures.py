@@ -13,7 +13,7 @@ from avflow.orchestrator.extras_figures import portrait_figure, probe_figures, s
 from avflow.orchestrator.figure_config import PROBE_OF, FigureConfig, figure_names
 from avflow.orchestrator.figures import Rows, change_figure, sweep_figures
 from avflow.orchestrator.outcome import Outcome, is_complete
-from avflow.orchestrator.panels import statuses
+from avflow.orchestrator.panels import statuses, tasks_of
 from avflow.orchestrator.results import TaskStatus
 from avflow.orchestrator.source import unknown
 from avflow.orchestrator.tables import Table, paper_table
@@ -47,7 +47,9 @@ def report_figures(outcome: Outcome, only: str | None = None) -> dict[str, Figur
 def report_tables(outcome: Outcome, only: str | None = None) -> dict[str, Table]:
     """Likewise, of tables. Raises ConfigError for an unknown name."""
     return {
-        figure.name: paper_table(figure, outcome.interventions, outcome.tasks, outcome.directions)
+        figure.name: paper_table(
+            figure, outcome.interventions, _tasks(outcome, figure), outcome.directions
+        )
         for figure in (_wanted(outcome, only) if outcome.figures else ())
         if figure.shows in ("masks", "discards")
     }
@@ -69,6 +71,10 @@ def heading(figure: FigureConfig) -> str:
     title = f": {figure.title}" if figure.title else ""
     datasets = "" if figure.datasets == "all" else f" on {', '.join(figure.datasets)}"
     return f"{figure.name}{title}, {figure.model}{datasets}"
+
+
+def _tasks(outcome: Outcome, figure: FigureConfig) -> list[TaskStatus]:
+    return tasks_of(figure, outcome.tasks, outcome.own)
 
 
 def _figure(outcome: Outcome, figure: FigureConfig) -> Figure:
@@ -97,11 +103,7 @@ def _missing(outcome: Outcome, figure: FigureConfig, held: pl.DataFrame) -> str:
     """What a figure of a probe must say on its face."""
     if held.is_empty():
         return "INCOMPLETE: nothing is stored of it yet"
-    shown = [
-        task
-        for task in outcome.tasks
-        if task.model == figure.model and figure.holds(task.dataset, task.task)
-    ]
+    shown = _tasks(outcome, figure)
     absent = sorted(set(figure.layers) - set(held["layer"]))
     if absent:
         return f"INCOMPLETE: layers {', '.join(map(str, absent))} were not looked at"
@@ -111,7 +113,7 @@ def _missing(outcome: Outcome, figure: FigureConfig, held: pl.DataFrame) -> str:
 
 
 def _curves(outcome: Outcome, figure: FigureConfig, title: str) -> Figure:
-    panels = statuses(figure, outcome.tasks, outcome.directions)
+    panels = statuses(figure, _tasks(outcome, figure), outcome.directions)
     curves = outcome.panels.get(figure.name)
     if curves is None:
         curves = outcome.curves.clear()

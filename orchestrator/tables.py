@@ -29,20 +29,20 @@ class Table:
 def paper_table(
     figure: FigureConfig,
     interventions: pl.DataFrame,
-    tasks: Sequence[TaskStatus],
+    shown: Sequence[TaskStatus],
     directions: Directions,
 ) -> Table:
-    """What is stored of it, and a note where that is not all."""
+    """What is stored of these tasks, and a note where that is not all."""
     kind = "mask" if figure.shows == "masks" else "discard"
     rows = interventions.filter(pl.col("intervention").is_in(figure.interventions), kind=kind)
-    shown = labelled(figure, rows, tasks)
-    panels = statuses(figure, tasks, directions)
+    kept = labelled(figure, rows, shown)
+    panels = statuses(figure, shown, directions)
     notes = tuple(f"{panel.task}: {caveat(panel)}" for panel in panels if _unfinished(panel))
-    absent = [name for name in figure.interventions if name not in set(shown["intervention"])]
+    absent = [name for name in figure.interventions if name not in set(kept["intervention"])]
     if absent:
         notes = (*notes, f"INCOMPLETE: nothing is stored of {', '.join(absent)}")
     make = _masks if figure.shows == "masks" else _discards
-    columns, cells, numbers = make(figure, shown, [panel.task for panel in panels])
+    columns, cells, numbers = make(figure, kept, [panel.task for panel in panels])
     return Table(
         name=figure.name,
         title=figure.title or figure.name,

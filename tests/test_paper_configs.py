@@ -82,3 +82,31 @@ def test_a_figures_file_leaves_out_what_it_does_not_show(paper: SweepConfig) -> 
 def test_the_catalogue_has_22_and_15() -> None:
     assert Counter(p.layout for p in ALL) == {"single_video": 22, "interleaved": 15}
     assert len(SINGLE_VIDEO) + len(INTERLEAVED) == len(ALL)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("model: testbed-f64, datasets: [items]", "model: tesbed, datasets: [items]", "testbed"),
+        ("shows: sinks, model: testbed, datasets: [world]",
+         "shows: sinks, model: testbed, datasets: [wrld]", "did you mean 'world'"),
+        ("[[video_to_audio, audio_to_video],", "[[video_to_audio, reference_to_last],",
+         "no kind of prompt has all of these pathways"),
+        ("interventions: [video_for_last,", "interventions: [video_for_lst,", "video_for_last"),
+        ("panels: mean,", "panels: mean, windows: [3, 5],", "curves are of one window"),
+    ],
+)  # fmt: skip
+def test_a_figure_that_cant_be_drawn_is_refused_by_line(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    text = (
+        (CONFIGS / "paper-testbed.yaml")
+        .read_text()
+        .replace("shows: curves, windows: [3],", "shows: curves,")
+    )
+    assert old in text
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=r"sweep.yaml:\d+: figures\[\d+\]") as caught:
+        load_config(path)
+    assert said in str(caught.value)

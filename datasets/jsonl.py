@@ -7,9 +7,9 @@ A file is read whole or not at all: its author is there to mend it, so every lin
 used is named at once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -96,6 +96,8 @@ class _Line(_Strict):
         if self.answer not in LETTERS[: len(self.options)]:
             known = ", ".join(LETTERS[: len(self.options)])
             raise ValueError(f"answer is {self.answer!r}, which is none of {known}")
+        if len(set(self.options)) < len(self.options):
+            raise ValueError("two options are the same")
         if lettered(self.options):
             raise ValueError(
                 "options begin with their letters; leave these out, the prompt has them"
@@ -186,7 +188,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield number, line
+                yield number, line.rstrip("\r\n")
 
 
 def _parse(line: str) -> _Line:
@@ -200,13 +202,23 @@ def _parse(line: str) -> _Line:
 def _told(error: object) -> _BadLine:
     assert isinstance(error, dict)
     if error["type"] == "json_invalid":
-        return _BadLine("", f"no JSON object ({error['ctx']['error']})")
+        return _BadLine("", f"no JSON object ({error['ctx']['error'].replace('line 1 ', '')})")
     field = ".".join(
         str(step + 1) if isinstance(step, int) else step
         for step in error["loc"]
         if step not in (_TEXT, _PART)
     )
-    return _BadLine(field, error["msg"].removeprefix("Value error, "))
+    return _BadLine(field, _message(error).removeprefix("Value error, "))
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    match error["type"]:
+        case "string_pattern_mismatch" | "string_too_short":
+            return "is blank"
+        case "extra_forbidden":
+            known = _PartLine if _PART in error["loc"] else _Line
+            return f"unknown field; known: {', '.join(known.model_fields)}"
+    return str(error["msg"])
 
 
 def _sample(root: Path, line: _Line, number: int, template: PromptTemplate) -> Sample:

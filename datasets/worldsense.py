@@ -56,10 +56,12 @@ def read(
         try:
             if task not in _TASKS:
                 raise RowError(f"task_type is {row['task_type']!r}, none of the benchmark's 26")
+            if task not in tasks:
+                continue
             if row["duration"] not in DURATIONS:
                 known = ", ".join(DURATIONS)
                 raise RowError(f"duration is {row['duration']!r}, none of {known}")
-            if task in tasks and (durations == "all" or row["duration"] in durations):
+            if durations == "all" or row["duration"] in durations:
                 yield _sample(row, f"{video}-{number}", template)
         except RowError as error:
             yield LeftOut(place=where, task=task, reason=str(error))
@@ -76,8 +78,8 @@ def _rows(root: Path) -> Iterator[tuple[str, Row]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
     try:
-        videos = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        videos = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{path}: not valid JSON ({error}); fetch it again") from error
     if not isinstance(videos, dict) or not all(isinstance(v, dict) for v in videos.values()):
         raise AnnotationError(f"{path}: is no object of videos; is this the benchmark's own file?")

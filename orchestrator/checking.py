@@ -60,7 +60,7 @@ class Durations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetCheck:
-    """What was found. `files` is None where media were not looked at."""
+    """What was found. `files` is None where media were not looked at; `notes` are no faults."""
 
     name: str
     root: str
@@ -69,6 +69,7 @@ class DatasetCheck:
     left_out: tuple[LeftOut, ...]
     files: tuple[FileCheck, ...] | None
     durations: tuple[Durations, ...]
+    notes: tuple[str, ...]
 
     @property
     def bad(self) -> tuple[FileCheck, ...]:
@@ -113,6 +114,7 @@ def check_dataset(
         left_out=loaded.left_out,
         files=files,
         durations=tuple(_durations(loaded.samples, files or ())),
+        notes=loaded.notes,
     )
 
 

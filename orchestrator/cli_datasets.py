@@ -102,7 +102,8 @@ def _as_json(found: "DatasetCheck") -> dict[str, object]:
         "left_out": [asdict(row) for row in found.left_out],
         "media": None if found.files is None else len(files),
         "bad_media": [{"path": file.part.path, "error": file.error} for file in found.bad],
-        "notes": [{"path": f.part.path, "notes": list(f.notes)} for f in files if f.notes],
+        "notes": list(found.notes),
+        "media_notes": [{"path": f.part.path, "notes": list(f.notes)} for f in files if f.notes],
         "durations": [asdict(row) for row in found.durations],
     }
 
@@ -127,9 +128,12 @@ def _show(found: "DatasetCheck") -> None:
         console.print(table)
     _list("left out", [str(row) for row in found.left_out])
     _list("can't be used", [file.error or "" for file in found.bad])
+    for note in found.notes:
+        print(f"mind: {note}")
     noted = sum(bool(file.notes) for file in found.files or ())
-    decoded = "not decoded" if found.files is None else f"{len(found.files):,} media decoded"
-    print(f"{found.questions:,} questions; {decoded}; {noted:,} with notes (see --json)")
+    good = len(found.files or ()) - len(found.bad)
+    decoded = "media not looked at" if found.files is None else f"{good:,} media decoded"
+    print(f"{found.questions:,} questions; {decoded}, {noted:,} of them with notes (see --json)")
     print("all as in the paper" if found.good and found.counts else _verdict(found))
 
 

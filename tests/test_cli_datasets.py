@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from benchmark_snapshots import odyssey_rows, write_odyssey
 from hub import COMMIT, Hub, serving
 from in_process import avflow
 from media_files import even, write_video
@@ -201,10 +202,24 @@ def test_a_folder_is_compared_with_the_paper_and_its_media_decoded(tmp_path: Pat
     assert text.returncode == 3
     assert "DIFFERS" in text.stdout
     assert "v2.mp4: no such file" in text.stdout
+    assert "6 questions; 1 media decoded, 0 of them with notes" in text.stdout
     words = ("check", "worldsense", "--root", str(root), "--decode-timeout-s", "0.001")
     assert "v0.mp4: decoding took more than 0.001 s" in avflow("datasets", *words).stdout
     counted = avflow("datasets", "check", "worldsense", "--root", str(root), "--no-media", "--json")
     assert json.loads(counted.stdout)["media"] is None
+
+
+def test_what_a_plan_warns_of_is_told_here_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from avflow.datasets import stored_media
+
+    monkeypatch.setattr(stored_media, "_COARSE_BYTES", 0)
+    root = write_odyssey(tmp_path / "o", odyssey_rows({"Animal Recognition": 4}), media=True)
+    words = ("datasets", "check", "av_odyssey", "--root", str(root), "--no-media")
+    assert "mind: " in avflow(*words).stdout
+    found = json.loads(avflow(*words, "--json").stdout)
+    assert "write the file anew with smaller groups" in found["notes"][0]
 
 
 def test_whatever_decoding_a_file_raises_is_that_file_s(
@@ -234,7 +249,7 @@ def test_a_folder_that_is_whole_passes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["good"], found["questions"], found["media"]) == (True, 3, 2)
-    assert found["notes"][0]["notes"] == ["picture ends at 1.90 s, sound at 3.00 s"]
+    assert found["media_notes"][0]["notes"] == ["picture ends at 1.90 s, sound at 3.00 s"]
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,15 @@ def test_a_broken_question_is_left_out_by_name(
     (said,) = {str(row).rpartition(", task")[0] for row in loaded.left_out} or {""}
     assert said == f"{tmp_path / 'worldsense_qa.json'}, video 1min-0002"
     assert reason in str(loaded.left_out[0])
+    task = str(rows[0]["task_type"])
+    others = load("worldsense", tmp_path, tasks=[task]).left_out
+    assert len(others) == (field == "task_type"), "rows of other tasks are nobody's loss"
+
+
+def test_a_byte_order_mark_is_none_of_the_data(tmp_path: Path) -> None:
+    path = write_worldsense(tmp_path, worldsense_rows(TASKS)) / "worldsense_qa.json"
+    path.write_text("\ufeff" + path.read_text())
+    assert len(load("worldsense", tmp_path, tasks="all").samples) == 5
 
 
 def test_an_answer_beyond_three_options(tmp_path: Path) -> None:
@@ -105,6 +114,7 @@ def test_files_that_can_t_be_used_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no annotations of WorldSense .*worldsense_qa\.json"):
         load("worldsense", tmp_path)
     assert "worldsense_qa.json: not valid JSON" in refusal("{")
+    assert "worldsense_qa.json: not valid JSON" in refusal("[" * 200_000)
     assert "is no object of videos" in refusal("[]")
     assert "is no object of videos" in refusal('{"a": 1}')
     assert "video a has no task0" in refusal(json.dumps({"a": {"duration": "<1min"}}))

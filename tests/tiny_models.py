@@ -1,7 +1,7 @@
 """Tiny checkpoints on disk, real samples for them, and what comes out of a unit."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,13 @@ SHARDS = tuple(f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3))
 def spec_of(path: Path | str, **changes: Any) -> ModelSpec:
     fields = {"name": "tiny", "family": "qwen2_5_omni", "path": str(path), "dtype": "float32"}
     return ModelSpec(**(fields | changes))
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
 
 
 def as_published(folder: Path) -> None:

@@ -182,13 +182,13 @@ class LocalExecutor:
         self._workers.clear()
 
     def _load(self, name: str, worker: _LocalWorker) -> ExecutorEvent:
-        from avflow.workers.models.base import UnreachableCheckpointError, UnsupportedModelError
+        from avflow.workers.models.base import NotNowError, UnsupportedModelError
         from avflow.workers.models.placement import cuda_devices
 
         try:
             devices = cuda_devices(worker.gpus)
             worker.loaded = self._worker_class(name, worker.spec, devices, self._threads)
-        except UnreachableCheckpointError as error:
+        except NotNowError as error:
             return self._died(name, FailureKind.LOAD, error)
         except UnsupportedModelError as error:
             return self._died(name, FailureKind.UNSUPPORTED, error)

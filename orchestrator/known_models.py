@@ -8,12 +8,12 @@ and were not read off the model cards: read the card before you use one.
 
 from dataclasses import dataclass
 
-from avflow.orchestrator.memory import TEXT_TOKENS, peak
 from avflow.workers.models.base import ModelInfo
+from avflow.workers.models.room import longest_prompt, needed_on_each
 
 # The paper's largest input: 128 frames at 2 a second are 64 frame pairs of 144 tokens and 64 s of
 # sound at 25 tokens a second.
-PAPER_TOKENS = 64 * 144 + 64 * 25 + TEXT_TOKENS
+PAPER_TOKENS = longest_prompt(2.0, 128, 144, 0)
 BYTE_BUDGET = 2**31  # a sweep's default
 
 
@@ -86,4 +86,4 @@ PUBLISHED: tuple[Published, ...] = (
 
 def needed_bytes(info: ModelInfo, dtype: str, n_tokens: int = PAPER_TOKENS) -> int:
     """What a sample of so many tokens takes at its peak, weights included."""
-    return peak(info, dtype, n_tokens, BYTE_BUDGET)
+    return needed_on_each(info, dtype, n_tokens, BYTE_BUDGET)

@@ -58,9 +58,11 @@ def measure(plan: Plan, model: str) -> Measurement:
         raise ConfigError(f"nothing is planned for model {model}")
     unit = _without_probes(units[len(units) // 2])
     config = plan.config.model(model)
+    execution = plan.config.execution
+    spec = replace(config.spec(), byte_budget=execution.byte_budget)
     devices = cuda_devices(config.gpus_per_model)
     try:
-        worker = ModelWorker("measure", config.spec(), devices, plan.config.execution.threads)
+        worker = ModelWorker("measure", spec, devices, execution.threads)
     except (ValueError, OSError) as error:
         raise ConfigError(f"model {model} can't be measured: {error}") from error
     decoded = decode_unit(unit, worker.about()[0])

@@ -1,7 +1,7 @@
 """What a model needs on its GPUs, from its config and the sweep's settings alone.
 
-Estimated where a sweep is planned, for the longest prompt that the settings allow; checked against
-the real card, for the weights, when a worker loads the model.
+Estimated where a sweep is planned, for the longest prompt that the settings allow; compared with
+the real card when a worker loads the model (`avflow.workers.models.room`).
 """
 
 from __future__ import annotations
@@ -10,18 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from avflow.orchestrator.cost import AUDIO_TOKENS_PER_S, FRAME_TOKENS
-
 if TYPE_CHECKING:
-    from avflow.orchestrator.config import ModelConfig, SweepConfig
+    from avflow.orchestrator.config import SweepConfig
     from avflow.workers.models.base import ModelInfo
-
-TEXT_TOKENS = 200  # system prompt, question and options, roughly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """Bytes over all of a worker's GPUs; `tokens` of the prompt that `peak` is for."""
+    """Bytes: `weights` in all, `peak` on each of a worker's GPUs, for a prompt of `tokens`."""
 
     model: str
     gpus: int
@@ -30,47 +26,33 @@ class Need:
     tokens: int
 
     def __str__(self) -> str:
-        where = f"{self.gpus} GPUs" if self.gpus > 1 else "one GPU"
+        where = f"each of {self.gpus} GPUs" if self.gpus > 1 else "one GPU"
         return (
             f"{self.model} needs {self.peak / 2**30:.1f} GiB on {where}: weights "
-            f"{self.weights / 2**30:.1f} GiB, the rest for a prompt of {self.tokens:,} tokens"
+            f"{self.weights / 2**30:.1f} GiB in all, the rest for a prompt of {self.tokens:,} "
+            "tokens"
         )
 
 
 def needs(config: SweepConfig, models: Mapping[str, ModelInfo]) -> list[Need]:
-    """Of each of the sweep's models, a line."""
-    return [
-        Need(
-            model=model.name,
-            gpus=model.gpus_per_model,
-            weights=models[model.name].weight_bytes(model.dtype),
-            peak=peak(
-                models[model.name],
-                model.dtype,
-                longest_prompt(model),
-                config.execution.byte_budget,
-            ),
-            tokens=longest_prompt(model),
+    """Of each of the sweep's models, a line. Imports torch."""
+    from avflow.workers.models import longest_prompt_of
+    from avflow.workers.models.room import needed_on_each
+
+    found = []
+    for model in config.models:
+        info, tokens = models[model.name], longest_prompt_of(model.spec())
+        budget, gpus = config.execution.byte_budget, model.gpus_per_model
+        found.append(
+            Need(
+                model=model.name,
+                gpus=gpus,
+                weights=info.weight_bytes(model.dtype),
+                peak=needed_on_each(info, model.dtype, tokens, budget, gpus),
+                tokens=tokens,
+            )
         )
-        for model in config.models
-    ]
-
-
-def longest_prompt(model: ModelConfig) -> int:
-    """Tokens of a video with as many frames as are allowed, and of its sound."""
-    seconds = model.max_frames / model.fps
-    pairs = -(-model.max_frames // 2)
-    visual = pairs * (model.frame_tokens or FRAME_TOKENS)
-    return visual + round(seconds * AUDIO_TOKENS_PER_S) + TEXT_TOKENS
-
-
-def peak(info: ModelInfo, dtype: str, n_tokens: int, byte_budget: int) -> int:
-    """Bytes at a sample's peak, weights included. Imports torch."""
-    from avflow.workers.engine.memory import peak_bytes, shapes_of
-    from avflow.workers.models.base import DTYPES
-
-    shapes = shapes_of(info, info.head_size, n_tokens, DTYPES[dtype].itemsize)
-    return peak_bytes(shapes, info.weight_bytes(dtype), byte_budget)
+    return found
 
 
 def too_small_here(found: list[Need]) -> list[str]:
@@ -84,5 +66,5 @@ def too_small_here(found: list[Need]) -> list[str]:
     return [
         f"{need}; this machine's GPUs have {each / 2**30:.1f} GiB each"
         for need in found
-        if need.peak > each * need.gpus
+        if need.peak > each
     ]

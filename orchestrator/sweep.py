@@ -148,7 +148,11 @@ def _run(
             units={unit.unit_id: unit for unit in units},
             models={
                 model.name: Placement(
-                    spec=replace(model.spec(), digest=plan.model_digests[model.name]),
+                    spec=replace(
+                        model.spec(),
+                        digest=plan.model_digests[model.name],
+                        byte_budget=execution.byte_budget,
+                    ),
                     gpus=model.gpus_per_model,
                 )
                 for model in plan.config.models
@@ -156,7 +160,7 @@ def _run(
             executor=_executor(plan.config),
             recorder=ResultStore(paths, plan),
             progress=shown,
-            patience=Patience(load_s=execution.load_deadline_s),
+            patience=Patience(load_s=execution.load_deadline_s, grace_s=execution.stop_grace_s),
             on_task_stored=tracker.request,
         )
         return coordinator.run()

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from avflow.orchestrator import config as config_module
 from avflow.orchestrator import extras_config
-from avflow.orchestrator.config import ModelConfig, RetryConfig, SweepConfig
+from avflow.orchestrator.config import ExecutionConfig, ModelConfig, RetryConfig, SweepConfig
 from avflow.orchestrator.identity import (
     IDENTITY_VERSION,
     Identity,
@@ -157,12 +157,14 @@ def test_an_unclassified_field_is_refused() -> None:
 
 
 def test_the_model_section_is_the_workers_spec() -> None:
-    # The digest is not asked of a person: the plan fills it in.
-    spec = [field.name for field in fields(ModelSpec) if field.name != "digest"]
+    # Not asked of a person for each model: the plan fills them in.
+    planned = ("digest", "byte_budget")
+    spec = [field.name for field in fields(ModelSpec) if field.name not in planned]
     assert [name for name in ModelConfig.model_fields if name != "gpus_per_model"] == spec
     for field in fields(ModelSpec):
-        if field.name not in ("name", "family", "path", "digest"):
+        if field.name not in ("name", "family", "path", *planned):
             assert ModelConfig.model_fields[field.name].default == field.default
+    assert ModelSpec(name="m", family="f", path="p").byte_budget == ExecutionConfig().byte_budget
     budgets = [field.name for field in fields(Budgets) if field.name != "store"]
     assert list(RetryConfig.model_fields) == budgets
     assert RetryConfig().budgets() == Budgets()

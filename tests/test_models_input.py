@@ -16,10 +16,11 @@ from avflow.datasets.sample import MediaPart, Sample
 from avflow.orchestrator.config import ModelConfig
 from avflow.orchestrator.identity import identity_fields
 from avflow.orchestrator.known_models import PAPER_TOKENS, PUBLISHED
-from avflow.orchestrator.memory import Need, longest_prompt, peak
-from avflow.workers.models import load
+from avflow.orchestrator.memory import Need
+from avflow.workers.models import load, longest_prompt_of
 from avflow.workers.models.base import ModelSpec
 from avflow.workers.models.qwen2_5_omni import DEFAULT_SYSTEM_PROMPT
+from avflow.workers.models.room import needed_on_each
 from avflow.workers.models.tiny import build_tiny_checkpoint
 
 PAPER = {"fps": 2.0, "max_frames": 128, "frame_tokens": 144, "image_tokens": 576}
@@ -106,15 +107,14 @@ def test_images_keep_to_576_tokens(model: Any, tmp_path: Path) -> None:
     assert tokens[0] > 450
 
 
-def test_the_longest_prompt_and_its_memory_follow_from_the_settings() -> None:
-    config = ModelConfig(name="m", family="qwen2_5_omni", path="p")
-    assert longest_prompt(config) == PAPER_TOKENS
-    short = config.model_copy(update={"max_frames": 16})
-    assert longest_prompt(short) == 8 * 144 + 8 * 25 + 200
+def test_the_papers_settings_are_the_defaults_and_memory_grows_with_them() -> None:
+    spec = ModelConfig(name="m", family="qwen2_5_omni", path="p").spec()
+    assert longest_prompt_of(spec) == PAPER_TOKENS
     info = PUBLISHED[1].info
-    more, less = (peak(info, "bfloat16", longest_prompt(c), 2**31) for c in (config, short))
+    less, more = (needed_on_each(info, "bfloat16", n, 2**31) for n in (1000, PAPER_TOKENS))
     assert more > less > info.weight_bytes("bfloat16")
-    need = Need(model="m", gpus=2, weights=17 << 30, peak=20 << 30, tokens=11_016)
+    need = Need(model="m", gpus=2, weights=17 << 30, peak=11 << 30, tokens=11_016)
     assert str(need) == (
-        "m needs 20.0 GiB on 2 GPUs: weights 17.0 GiB, the rest for a prompt of 11,016 tokens"
+        "m needs 11.0 GiB on each of 2 GPUs: weights 17.0 GiB in all, the rest for a prompt of "
+        "11,016 tokens"
     )

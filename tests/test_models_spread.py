@@ -4,6 +4,7 @@ The two "devices" here are this machine's memory and its disk: accelerate's hook
 whose weights are not where the prompt entered, are the same as with two GPUs.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from torch import nn
 
 from avflow.datasets.testbed.samples import load as load_samples
 from avflow.orchestrator.errors import ConfigError
-from avflow.orchestrator.executors import LocalExecutor, Ready
+from avflow.orchestrator.executors import Died, LocalExecutor, Ready
+from avflow.orchestrator.policy import FailureKind
 from avflow.workers.actor import ModelWorker
-from avflow.workers.models import describe, load
-from avflow.workers.models.base import UnsupportedModelError
-from avflow.workers.models.placement import cuda_devices, device_map, refuse_too_large
+from avflow.workers.models import describe, load, longest_prompt_of
+from avflow.workers.models.base import ModelSpec, NotNowError, UnsupportedModelError
+from avflow.workers.models.placement import cuda_devices, device_map
+from avflow.workers.models.room import needed_on_each, refuse_too_small
 from avflow.workers.models.tiny import build_tiny_checkpoint
 
 
@@ -93,10 +96,57 @@ def test_a_worker_of_this_process_gets_all_of_its_gpus(
         executor.has_room(3)
 
 
-def test_gpus_that_are_too_small_are_told_with_both_numbers(tmp_path: Path) -> None:
-    spec = spec_of(build_tiny_checkpoint(tmp_path / "omni", n_layers=2), dtype="bfloat16")
+@pytest.fixture
+def spec(tmp_path: Path) -> ModelSpec:
+    return spec_of(build_tiny_checkpoint(tmp_path / "omni", n_layers=2), dtype="bfloat16")
+
+
+def test_a_card_must_hold_the_weights_and_a_samples_work(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     info = describe(spec)
-    refuse_too_large(spec, info, [info.weight_bytes("bfloat16")])
-    refuse_too_large(spec, info, [info.parameters, info.parameters])
-    with pytest.raises(UnsupportedModelError, match=r"take 0\.0 GiB, free on 2 GPU"):
-        refuse_too_large(spec, info, [info.parameters, info.parameters - 1])
+    needed = needed_on_each(info, "bfloat16", longest_prompt_of(spec), spec.byte_budget)
+    assert needed > info.weight_bytes("bfloat16") + spec.byte_budget
+    memory = (needed - 1, needed - 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: memory)
+    message = r"needs 2\.0 GiB on its GPU: .* the smallest has 2\.0 GiB; raise gpus_per_model"
+    with pytest.raises(UnsupportedModelError, match=message) as refused:
+        load(spec, "cuda:0")
+    assert not isinstance(refused.value, NotNowError), "another try would not help"
+    memory = (needed - 1, needed)
+    with pytest.raises(NotNowError, match=r"free is 2\.0 GiB of 2\.0 GiB: end what else runs"):
+        load(spec, "cuda:0")
+
+
+def test_weights_are_shared_by_gpus_and_a_samples_work_is_not(spec: ModelSpec) -> None:
+    info = replace(describe(spec), parameters=40 << 30)  # 80 GiB
+    one, two, four = (
+        needed_on_each(info, "bfloat16", 1000, spec.byte_budget, n) for n in (1, 2, 4)
+    )
+    assert one - two == pytest.approx(40 << 30, rel=1e-3)
+    assert two - four == pytest.approx(20 << 30, rel=1e-3)
+    assert four > (20 << 30) + spec.byte_budget
+    refuse_too_small(spec, info, 1000, [(two, two)] * 2)
+    with pytest.raises(UnsupportedModelError, match=r"on each of its 2 GPUs: .* 80\.0 GiB in all"):
+        refuse_too_small(spec, info, 1000, [(2 * two, 2 * two), (two - 1, two - 1)])
+
+
+@pytest.mark.parametrize(("family", "tokens"), [("qwen2_5_omni", 768), ("video_salmonn2", 79)])
+def test_the_longest_prompt_follows_from_the_settings(family: str, tokens: int) -> None:
+    spec = ModelSpec(name="m", family=family, path="p", max_frames=16)
+    assert longest_prompt_of(spec) == 8 * 144 + 8 * 25 + 200
+    assert longest_prompt_of(replace(spec, frame_tokens=None)) == 8 * tokens + 8 * 25 + 200
+
+
+def test_a_worker_dies_for_good_of_a_card_that_is_too_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1 << 30, 1 << 30))
+    executor = LocalExecutor(threads=1)
+    executor.start_worker("w1", spec_of("testbed"), 1)
+    (died,) = executor.poll(0)
+    assert isinstance(died, Died)
+    assert died.kind is FailureKind.UNSUPPORTED
+    assert "needs 2." in died.message
+    assert "the smallest has 1.0 GiB" in died.message

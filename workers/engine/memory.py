@@ -4,9 +4,13 @@ Counted from shapes alone, so that a plan can be refused before a card runs out.
 N prompt tokens, m = N - start replayed positions, R rows of a batch, P rows of a piece.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from avflow.workers.models.base import ModelInfo
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # models count with this module, too
+    from avflow.workers.models.base import ModelInfo
 
 HEAD_ROWS = 64  # rows whose probabilities are read at a time
 

@@ -8,6 +8,8 @@ import torch
 
 from avflow.workers.models import qwen2_5_omni, video_salmonn2
 from avflow.workers.models.base import (
+    ATTENTIONS,
+    DTYPES,
     Family,
     LoadedModel,
     ModelInfo,
@@ -15,8 +17,9 @@ from avflow.workers.models.base import (
     UnsupportedModelError,
 )
 from avflow.workers.models.checkpoint import resolve_path
+from avflow.workers.models.room import check_room, longest_prompt
 
-__all__ = ["FAMILIES", "Family", "describe", "load", "resolve_path"]
+__all__ = ["FAMILIES", "Family", "describe", "load", "longest_prompt_of", "resolve_path"]
 
 FAMILIES: dict[str, Family] = {
     "qwen2_5_omni": qwen2_5_omni.FAMILY,
@@ -32,9 +35,23 @@ def describe(spec: ModelSpec) -> ModelInfo:
 def load(spec: ModelSpec, *devices: torch.device | str) -> LoadedModel:
     """Load a checkpoint's weights and processor; over several devices, a run of layers on each.
 
-    Raises UnsupportedModelError.
+    Raises UnsupportedModelError, also where the model and its work don't fit the GPUs.
     """
-    return _family(spec).load(spec, tuple(str(device) for device in devices) or ("cpu",))
+    family, places = _family(spec), tuple(str(device) for device in devices) or ("cpu",)
+    if spec.dtype not in DTYPES or spec.attention not in ATTENTIONS:
+        raise UnsupportedModelError(
+            f"model {spec.name}: dtype {spec.dtype!r} (known: {', '.join(DTYPES)}), attention "
+            f"{spec.attention!r} (known: {', '.join(ATTENTIONS)})"
+        )
+    if all(place.startswith("cuda") for place in places):
+        check_room(spec, family.describe(spec), longest_prompt_of(spec), places)
+    return family.load(spec, places)
+
+
+def longest_prompt_of(spec: ModelSpec) -> int:
+    """Tokens of the longest prompt with one video that the spec allows, roughly."""
+    own = _family(spec).own_frame_tokens
+    return longest_prompt(spec.fps, spec.max_frames, spec.frame_tokens, own)
 
 
 def _family(spec: ModelSpec) -> Family:

@@ -15,7 +15,7 @@ from avflow.datasets.sample import Sample
 from avflow.pathways.layout import Layout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
+ATTENTIONS = ("sdpa", "eager")  # that transformers gives a mask to, and the engine was held to
 
 # Of a prompt's tensors those that depend on its texts; all others are the media's alone.
 TEXT_TENSORS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids", "position_ids"})
@@ -25,8 +25,8 @@ class UnsupportedModelError(ValueError):
     """The checkpoint is not one this family knows how to run: what differs, and what is known."""
 
 
-class UnreachableCheckpointError(UnsupportedModelError):
-    """The checkpoint could not be fetched just now: another try may get it."""
+class NotNowError(UnsupportedModelError):
+    """The checkpoint could not be fetched, or its GPUs are taken, just now: another try may do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,8 @@ class ModelSpec:
     a video; `frame_tokens` and `image_tokens` at most a frame pair and an image, after merging
     (None: the checkpoint's own pixel budget). `positions` and `block_audio_padding` are for
     families with two rules of positions or silence among their tokens (video-SALMONN 2+); the
-    others refuse all but the default. `digest`, if given, is what the checkpoint must have: that
-    of `ModelInfo`.
+    others refuse all but the default. `byte_budget` of a batch's activations, for which loading
+    leaves room. `digest`, if given, is what the checkpoint must have: that of `ModelInfo`.
     """
 
     name: str
@@ -56,6 +56,7 @@ class ModelSpec:
     image_tokens: int | None = 576
     positions: Literal["generate", "train"] = "generate"
     block_audio_padding: bool = True
+    byte_budget: int = 2**31
     digest: str | None = None
 
 
@@ -191,10 +192,12 @@ class Family:
 
     `about` is a line for people; `model_types` are those of config.json that it knows; `describe`
     reads a config without weights; `load` puts a checkpoint on one or more devices ("cpu",
-    "cuda:0", ...). Both raise UnsupportedModelError.
+    "cuda:0", ...). Both raise UnsupportedModelError. `own_frame_tokens` of a frame pair at most,
+    where `ModelSpec.frame_tokens` is None; 0: it takes no video.
     """
 
     about: str
     model_types: tuple[str, ...]
     describe: Callable[[ModelSpec], ModelInfo]
     load: Callable[[ModelSpec, Sequence[str]], LoadedModel]
+    own_frame_tokens: int = 0

@@ -13,11 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from avflow.workers.models.base import (
-    ModelSpec,
-    UnreachableCheckpointError,
-    UnsupportedModelError,
-)
+from avflow.workers.models.base import ModelSpec, NotNowError, UnsupportedModelError
 
 TESTBED = Path(__file__).with_name("testbed")
 INDEX = "model.safetensors.index.json"
@@ -207,7 +203,7 @@ def _check_published(spec: ModelSpec, hub_id: str, folder: Path, unused: Sequenc
             listed = HfApi().list_repo_files(hub_id, revision=folder.name)
             if INDEX in listed:
                 hf_hub_download(hub_id, INDEX, revision=folder.name)
-    except UnreachableCheckpointError:
+    except NotNowError:
         if any(_fault(folder / name) for name in _weight_names(spec, folder, unused)):
             raise
         return  # all of it was fetched before
@@ -256,7 +252,7 @@ def _asking(spec: ModelSpec, hub_id: str) -> Iterator[None]:
                 f"{what} is not in the local cache, and HF_HUB_OFFLINE forbids to download it; "
                 "check the revision, or give a local folder"
             ) from error
-        raise UnreachableCheckpointError(
+        raise NotNowError(
             f"{what}: neither the hub nor the local cache gives it ({type(error).__name__}); "
             "check the network, or give a local folder"
         ) from error

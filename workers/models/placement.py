@@ -6,8 +6,6 @@ from itertools import accumulate
 import torch
 from torch import nn
 
-from avflow.workers.models.base import ModelInfo, ModelSpec, UnsupportedModelError
-
 
 def cuda_devices(gpus: int) -> tuple[str, ...]:
     """The names of the first `gpus` CUDA devices; ("cpu",) on a machine that has none."""
@@ -32,24 +30,6 @@ def device_map(parts: Sequence[tuple[str, nn.Module]], devices: Sequence[str]) -
         name: devices[min(last, int(middle * len(devices) / max(total, 1)))]
         for (name, _), middle in zip(parts, middles, strict=True)
     }
-
-
-def check_room(spec: ModelSpec, info: ModelInfo, devices: Sequence[str]) -> None:
-    """Raises UnsupportedModelError if the weights alone don't fit what is free on these GPUs."""
-    free = [torch.cuda.mem_get_info(device)[0] for device in devices if device.startswith("cuda")]
-    if free:
-        refuse_too_large(spec, info, free)
-
-
-def refuse_too_large(spec: ModelSpec, info: ModelInfo, free: Sequence[int]) -> None:
-    """`free` bytes of each GPU; raises UnsupportedModelError, with both numbers."""
-    needed = info.weight_bytes(spec.dtype)
-    if needed > sum(free):
-        raise UnsupportedModelError(
-            f"model {spec.name}: its weights in {spec.dtype} take {needed / 2**30:.1f} GiB, free "
-            f"on {len(free)} GPU(s) are {sum(free) / 2**30:.1f} GiB; raise gpus_per_model, or use "
-            "larger GPUs"
-        )
 
 
 def device_of(module: nn.Module) -> torch.device:

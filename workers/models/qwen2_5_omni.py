@@ -29,8 +29,9 @@ from avflow.workers.models.base import (
     UnsupportedModelError,
 )
 from avflow.workers.models.checkpoint import local_folder
-from avflow.workers.models.placement import check_room, device_map
+from avflow.workers.models.placement import device_map
 from avflow.workers.models.qwen2_5_omni_config import (
+    FRAME_TOKENS,
     MODEL_TYPES,
     UNUSED,
     check_agreement,
@@ -47,7 +48,6 @@ from avflow.workers.models.qwen2_5_omni_prompt import (
 
 # What the official chat template puts where no system message is given.
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
-_ATTENTIONS = ("sdpa", "eager")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,19 +88,13 @@ class QwenOmni:
 def load(spec: ModelSpec, devices: Sequence[str]) -> QwenOmni:
     """Weights (safetensors alone, no code from the checkpoint) and processor.
 
-    The prompt enters on the first device. Raises UnsupportedModelError for a dtype, attention,
-    config or weights this family can't run, or that don't fit the devices.
+    The prompt enters on the first device. Raises UnsupportedModelError for a config or
+    weights this family can't run.
     """
     import transformers
 
     hf: Any = transformers
     info = describe(spec)
-    if spec.dtype not in DTYPES or spec.attention not in _ATTENTIONS:
-        raise UnsupportedModelError(
-            f"model {spec.name}: dtype {spec.dtype!r} (known: {', '.join(DTYPES)}), attention "
-            f"{spec.attention!r} (known: {', '.join(_ATTENTIONS)})"
-        )
-    check_room(spec, info, devices)
     # Its bar would be drawn over the sweep's own progress.
     hf.utils.logging.disable_progress_bar()
     with local_folder(spec, UNUSED) as folder:
@@ -261,4 +255,5 @@ FAMILY = Family(
     model_types=MODEL_TYPES,
     describe=describe,
     load=load,
+    own_frame_tokens=FRAME_TOKENS,
 )

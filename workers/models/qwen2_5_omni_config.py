@@ -12,7 +12,8 @@ from avflow.workers.models.checkpoint import read_config
 MODEL_TYPES = ("qwen2_5_omni", "qwen2_5_omni_thinker")  # a full model's, a thinker's own
 UNUSED = ("talker.", "token2wav.")  # tensors of a full checkpoint's speech side
 # The processor's own cap of a frame; a checkpoint's file may allow sixteen thousand tokens a frame.
-_FRAME_MAX_PIXELS = 768 * 28 * 28
+FRAME_TOKENS = 768
+_FRAME_MAX_PIXELS = FRAME_TOKENS * 28 * 28
 _KNOWN_VALUES: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
     "use_sliding_window": (None, False),

@@ -31,8 +31,9 @@ from avflow.workers.models.base import (
 )
 from avflow.workers.models.base import embed as embed_alone
 from avflow.workers.models.checkpoint import local_folder
-from avflow.workers.models.placement import check_room, device_map
+from avflow.workers.models.placement import device_map
 from avflow.workers.models.video_salmonn2_config import (
+    FRAME_TOKENS,
     MODEL_TYPES,
     describe,
 )
@@ -46,8 +47,6 @@ from avflow.workers.models.video_salmonn2_prompt import (
     prompt_maker,
 )
 from avflow.workers.models.video_salmonn2_weights import read_weights, refuse_adapter
-
-_ATTENTIONS = ("sdpa", "eager")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,16 +120,10 @@ class VideoSalmonn:
 def load(spec: ModelSpec, devices: Sequence[str]) -> VideoSalmonn:
     """Weights (safetensors alone, no code from the checkpoint) and tokenizer.
 
-    The prompt enters on the first device. Raises UnsupportedModelError for a dtype, attention,
-    config, tokenizer or weights this family can't run, or that don't fit the devices.
+    The prompt enters on the first device. Raises UnsupportedModelError for a config,
+    tokenizer or weights this family can't run.
     """
     info = describe(spec)
-    if spec.dtype not in DTYPES or spec.attention not in _ATTENTIONS:
-        raise UnsupportedModelError(
-            f"model {spec.name}: dtype {spec.dtype!r} (known: {', '.join(DTYPES)}), attention "
-            f"{spec.attention!r} (known: {', '.join(_ATTENTIONS)})"
-        )
-    check_room(spec, info, devices)
     with local_folder(spec) as folder:
         refuse_adapter(spec, folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -225,4 +218,5 @@ FAMILY = Family(
     model_types=MODEL_TYPES,
     describe=describe,
     load=load,
+    own_frame_tokens=FRAME_TOKENS,
 )

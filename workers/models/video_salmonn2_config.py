@@ -15,6 +15,7 @@ SAMPLE_RATE = 16_000
 # least, and at most where a video has as many frames as are allowed; frames at least.
 _FRAME_MIN_PIXELS = 4 * 28 * 28
 _FRAME_MAX_PIXELS = 61_250
+FRAME_TOKENS = -(-_FRAME_MAX_PIXELS // 28**2)  # of a frame pair, then
 _SHARED_OUT = 0.95  # of the pixels of so many frames, when a video has fewer
 _MIN_FRAMES = 16
 

@@ -37,7 +37,7 @@ from avflow.datasets.decoder import Decoder
 from avflow.datasets.media import MediaSpec, decode_media
 from avflow.datasets.prompts import multiple_choice
 from avflow.datasets.sample import MediaPart, Sample
-from avflow.datasets.tracks import fit
+from avflow.datasets.sampling import fit
 from avflow.orchestrator.config import ModelConfig
 from avflow.orchestrator.cost import CLIP_S, GPU_FLOPS, NominalCost
 from avflow.pathways.catalogue import ALL

@@ -34,11 +34,9 @@ def options_of(row: Row, field: str, counts: Sequence[int] = (4,)) -> tuple[str,
 
 
 def _without_letters(field: str, options: Sequence[str]) -> tuple[str, ...]:
-    found = [_PREFIX.match(option) for option in options]
-    letters = [match[1] if match else None for match in found]
-    if letters == list(LETTERS[: len(options)]):
-        return tuple(o[m.end() :].strip() for o, m in zip(options, found, strict=True) if m)
-    if any(letters):
+    if lettered(options):
+        return tuple(_PREFIX.sub("", option, count=1).strip() for option in options)
+    if any(map(_PREFIX.match, options)):
         raise RowError(f"{field} holds options that are not lettered A, B, ...: {_short(options)}")
     return tuple(option.strip() for option in options)
 

@@ -17,7 +17,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from avflow.datasets.media import decode_media, too_slow
 from avflow.datasets.media_spec import DecodedMedia, MediaError, MediaSpec
@@ -63,7 +63,7 @@ class Decoder:
             send_request(process.stdin, root, part, spec)
             process.stdin.flush()
             limit_s = spec.decode_timeout_s + _ALARM_S + _PATIENCE_S
-            if not select.select([process.stdout], [], [], limit_s)[0]:
+            if not _ready(process.stdout, limit_s):
                 raise too_slow(root / part.path, spec)
             answer = receive_answer(process.stdout)
         except (EOFError, BrokenPipeError):
@@ -136,6 +136,13 @@ class Decoder:
             f"{path}: the file crashed its decoder ({cause}); encode it again or leave its "
             "samples out"
         )
+
+
+def _ready(pipe: IO[bytes], limit_s: float) -> bool:
+    """Whether there is something to read, or nobody left to write, within so many seconds."""
+    waiting = select.poll()  # select() itself takes no descriptor past 1,023
+    waiting.register(pipe, select.POLLIN)
+    return bool(waiting.poll(limit_s * 1000))
 
 
 def _close_pipes(process: subprocess.Popen[bytes]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from avflow.datasets.media_spec import DecodedMedia, MediaError, MediaSpec
-from avflow.datasets.tracks import fit
+from avflow.datasets.sampling import fit
 
 
 def read_picture(path: Path, spec: MediaSpec) -> DecodedMedia:

@@ -48,8 +48,22 @@ def fit_antialiased(height: int, width: int, max_pixels: float, multiple: int) -
     """The size that Qwen-VL's `smart_resize` gives what is too large; else unchanged, so that
     the processor alone rounds or enlarges it."""
     rounded = round(height / multiple) * round(width / multiple) * multiple**2
-    if rounded <= max_pixels:
+    return (
+        (height, width) if rounded <= max_pixels else _shrunk(height, width, max_pixels, multiple)
+    )
+
+
+def fit(height: int, width: int, max_pixels: float, multiple: int) -> tuple[int, int]:
+    """Size within the budget, sides as multiples; unchanged if it fits already.
+
+    The same rounding as Qwen-VL's `smart_resize`, so that the processor leaves the result as is.
+    """
+    if height * width <= max_pixels:
         return height, width
+    return _shrunk(height, width, max_pixels, multiple)
+
+
+def _shrunk(height: int, width: int, max_pixels: float, multiple: int) -> tuple[int, int]:
     shrink = (height * width / max_pixels) ** 0.5
     return (
         max(multiple, int(height / shrink / multiple) * multiple),

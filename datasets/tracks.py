@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from avflow.datasets.media_spec import MediaError, MediaSpec
-from avflow.datasets.sampling import fit_antialiased, frame_budget
+from avflow.datasets.sampling import fit, fit_antialiased, frame_budget
 
 SLACK_S = 1e-3  # containers round times to a millisecond
 MISSING_S = 0.5  # a stream that ends this much before its stated duration is truncated
@@ -23,20 +23,6 @@ def truncated(path: Path, what: str, end: float, stated: float) -> MediaError:
     return MediaError(
         f"{path}: the {what} ends at {end:.2f} s of {stated:.2f} s; the file is truncated, fetch "
         "it again"
-    )
-
-
-def fit(height: int, width: int, max_pixels: float, multiple: int) -> tuple[int, int]:
-    """Size within the budget, sides as multiples; unchanged if it fits already.
-
-    The same rounding as Qwen-VL's `smart_resize`, so that the processor leaves the result as is.
-    """
-    if height * width <= max_pixels:
-        return height, width
-    shrink = (height * width / max_pixels) ** 0.5
-    return (
-        max(multiple, int(height / shrink / multiple) * multiple),
-        max(multiple, int(width / shrink / multiple) * multiple),
     )
 
 

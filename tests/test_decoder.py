@@ -148,6 +148,18 @@ def test_it_does_not_outlive_who_started_it(root: Path) -> None:
     assert not running(pid)
 
 
+def test_it_works_in_a_process_with_many_files_open(root: Path) -> None:
+    done = in_python(
+        root,
+        "import resource",
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))",
+        "held = [open(os.devnull) for _ in range(1100)]",
+        "decoder.close(); decode()",
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_fork_starts_its_own(root: Path) -> None:
     done = in_python(
         root,

@@ -195,6 +195,8 @@ class ExecutionConfig(Strict):
     """Seconds that decoding one file may take before its sample fails."""
     load_deadline_s: RunTime[PositiveFloat] = 1800.0
     """Seconds a worker may take to load its model."""
+    stop_grace_s: RunTime[PositiveFloat] = 20.0
+    """Seconds that running samples get when the sweep is asked to stop (Ctrl-C, SIGTERM)."""
     retries: RunTime[RetryConfig] = RetryConfig()
     """Patience, by kind of failure."""
     byte_budget: Identity[PositiveInt] = 2**31

@@ -50,7 +50,7 @@ CLASSIFIED = {
     "ExecutionConfig": {
         "identity": "threads byte_budget",
         "run time": "executor address workers limit unit_deadline_s decode_timeout_s "
-        "load_deadline_s retries",
+        "load_deadline_s stop_grace_s retries",
     },
     "MlflowConfig": {"identity": "", "run time": "tracking_uri"},
     "RecordedIdentity": {"identity": "version models datasets", "run time": ""},

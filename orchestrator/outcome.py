@@ -57,6 +57,13 @@ class Outcome:
         of_task = self.curves.filter(model=task.model, dataset=task.dataset, task=task.task)
         yield from of_task.select(CURVE[:-1]).unique().sort(CURVE[:-1]).iter_rows(named=True)
 
+    def category_keys(self, category: TaskStatus) -> Iterator[dict[str, Any]]:
+        """Likewise of `categories`, `task` being the category."""
+        found = self.categories.filter(
+            model=category.model, dataset=category.dataset, task=category.task
+        )
+        yield from found.select(CURVE[:-1]).unique().sort(CURVE[:-1]).iter_rows(named=True)
+
 
 def read_outcome(paths: RunPaths, config: SweepConfig, *, correct: bool = True) -> Outcome:
     """From the store alone, running or not. Raises StoreError for what is no run folder."""

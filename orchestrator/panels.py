@@ -87,6 +87,16 @@ def _summed(shown: Sequence[TaskStatus], labels: Sequence[str]) -> list[TaskStat
     return list(totals.values())
 
 
+def category_statuses(tasks: Sequence[TaskStatus]) -> list[TaskStatus]:
+    """How far each category of each model and data set is; `task` is its name."""
+    scopes: dict[tuple[str, str], list[TaskStatus]] = {}
+    for task in tasks:
+        scopes.setdefault((task.model, task.dataset), []).append(task)
+    return [
+        one for held in scopes.values() for one in _summed(held, [task.category for task in held])
+    ]
+
+
 def names(figure: FigureConfig, shown: Sequence[TaskStatus]) -> list[str]:
     """What these tasks are called: with the data set's name where two would have one; pooled ones
     by their category, where a figure pools and shows several of it."""

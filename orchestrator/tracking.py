@@ -1,4 +1,5 @@
-"""MLflow as a view of the store: flat runs, one a (model, data set, task, window, variant).
+"""MLflow as a view of the store: flat runs, one a (model, data set, task, window, variant), and one
+a category of tasks.
 
 The store is the truth; whatever is here can be made again from it. A run holds a metric a pathway
 with step = centre layer, so that MLflow's chart view draws the paper's panels by itself, a line a
@@ -35,6 +36,7 @@ from avflow.orchestrator.config import SweepConfig
 from avflow.orchestrator.errors import AvflowError
 from avflow.orchestrator.identity import digest, identity_fields
 from avflow.orchestrator.outcome import Outcome, is_complete, read_outcome
+from avflow.orchestrator.panels import category_statuses
 from avflow.orchestrator.paths import RunPaths, slug
 from avflow.orchestrator.results import TaskStatus
 from avflow.pathways.pathway import Pathway
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 """Counted up when the same numbers would be published in another form."""
 
 _PROXIED: Final = "mlflow-artifacts:/"
@@ -52,6 +54,9 @@ _METRICS: Final = (
     ("dp_low", "low"),
     ("dp_high", "high"),
     ("flip", "flip"),
+    ("log_odds", "log_odds"),
+    ("accuracy", "accuracy"),
+    ("q", "q_value"),
     ("n", "n"),
 )  # name's prefix, column of the curve table
 # MLflow would colour runs by a hash of their id, and two tasks alike. Okabe-Ito, then Tol's muted.
@@ -66,8 +71,11 @@ _NOTE: Final = """\
 
 `dp/PATHWAY` is the mean over correctly answered samples of (p_knockout - p_base) / p_base, where p
 is the probability of the predicted answer letter; `dp_low` and `dp_high` are its 95% bootstrap
-band, `flip` the share of samples whose answer changed, `n` their number. `peak_dp` and
-`peak_layer` say where a curve is furthest from zero. Figures: the run tagged `kind = sweep`.
+band, `flip` the share of samples whose answer changed, `n` their number. `log_odds` and `accuracy`
+are the same effect as a difference of the log-odds and of the share of right answers, `q` the
+corrected p value of no effect. `peak_dp` and `peak_layer` say where a curve is furthest from zero.
+Runs tagged `kind = cell` are of a task, `kind = category` of a category's tasks pooled; figures and
+the report are in the run tagged `kind = sweep`. docs/mlflow.md has search strings.
 """
 
 
@@ -127,6 +135,12 @@ def publish(paths: RunPaths, config: SweepConfig) -> PublishReport:
         if is_complete(task)
         for cell in outcome.cell_keys(task)
     ]
+    drafts += [
+        _category_draft(outcome, config, category, cell)
+        for category in category_statuses(outcome.tasks)
+        if is_complete(category)
+        for cell in outcome.category_keys(category)
+    ]
     unfinished = sum(not is_complete(task) for task in outcome.tasks)
     if outcome.tasks and not unfinished:
         drafts.append(_sweep_draft(outcome, config, paths))
@@ -163,6 +177,34 @@ def _cell_draft(
         metrics=tuple(_curve_metrics(curves)),
         content=curves.write_csv(float_precision=12),
         fill=partial(_fill_cell, curves, task, outcome.own),
+    )
+
+
+def _category_draft(
+    outcome: Outcome, config: SweepConfig, category: TaskStatus, cell: Mapping[str, Any]
+) -> _Draft:
+    """The run of a category; `category.task` is its name, as the cell's is."""
+    curves = outcome.categories.filter(**cell).sort("pathway", "center_layer")
+    names = {key: str(value) for key, value in cell.items()}
+    del names["task"]
+    order = list(dict.fromkeys(task.category for task in outcome.tasks))
+    counts = {"planned": category.planned, "right": category.right, "wrong": category.wrong}
+    shown = f"{category.task} (category)"
+    return _Draft(
+        key="{model}/{dataset}/category {task}/k{window}/{variant}".format(**cell),
+        name=_run_name(config, {**cell, "task": shown}),
+        tags={
+            "kind": "category",
+            "category": category.task,
+            "mlflow.runColor": _COLOURS[order.index(category.task) % len(_COLOURS)],
+            **names,
+        },
+        params={**names, "category": category.task}
+        | {f"samples.{key}": str(value) for key, value in counts.items()}
+        | {"samples.failed": str(category.failed)},
+        metrics=tuple(_curve_metrics(curves)),
+        content=curves.write_csv(float_precision=12),
+        fill=partial(_fill_cell, curves, category, outcome.own),
     )
 
 

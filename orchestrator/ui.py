@@ -29,8 +29,10 @@ class ServerError(AvflowError):
 
 
 def chart_link(base: str, experiment_id: str) -> str:
-    """The page that draws the curves. MLflow 3 opens in another mode unless the link says so."""
-    query = "workflowType=machine_learning&compareRunsMode=CHART"
+    """The page that draws the curves of tasks. MLflow 3 opens in another mode unless the link says
+    so. Runs of categories are there too, behind the search box."""
+    tasks = quote("tags.kind = 'cell'")
+    query = f"workflowType=machine_learning&compareRunsMode=CHART&searchFilter={tasks}"
     return f"{base.rstrip('/')}/#/experiments/{quote(experiment_id)}/runs?{query}"
 
 

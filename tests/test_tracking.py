@@ -31,6 +31,7 @@ from avflow.workers.protocol import CurveDone, SampleDone, UnitFailure, UnitSpec
 
 LAYERS = 4
 SAMPLES = 3
+POOLED = "one sense (category)"
 PATHWAYS = ("video_to_question", "question_to_last")
 INFO = ModelInfo(
     n_layers=LAYERS, hidden_size=8, n_heads=2, n_kv_heads=1, head_size=4,
@@ -162,9 +163,9 @@ def everything(paths: RunPaths) -> dict[str, object]:
 def test_a_run_a_task_with_a_metric_a_pathway_and_a_point_a_centre_layer(paths: RunPaths) -> None:
     run_session(paths, make_plan(), lambda unit: True)
     report = published(paths)
-    assert (report.created, report.replaced, report.unchanged, report.unfinished) == (3, 0, 0, 0)
+    assert (report.created, report.replaced, report.unchanged, report.unfinished) == (4, 0, 0, 0)
     found = runs(paths)
-    assert set(found) == {"sight", "sound", "sweep: test"}
+    assert set(found) == {"sight", "sound", POOLED, "sweep: test"}
     colours = {found[task].data.tags["mlflow.runColor"] for task in ("sight", "sound")}
     assert len(colours) == 2
     cells = read(paths.root)
@@ -216,9 +217,9 @@ def test_publishing_twice_and_resuming_add_neither_runs_nor_points(paths: RunPat
     published(paths)
     before = everything(paths)
     again = published(paths)
-    assert (again.created, again.replaced, again.unchanged) == (0, 0, 3)
+    assert (again.created, again.replaced, again.unchanged) == (0, 0, 4)
     run_session(paths, plan, lambda unit: True)  # nothing is left to run
-    assert published(paths).unchanged == 3
+    assert published(paths).unchanged == 4
     assert everything(paths) == before
 
 
@@ -234,7 +235,7 @@ def test_only_complete_tasks_are_published_and_a_resumed_run_publishes_the_rest(
 
     run_session(paths, plan, lambda unit: True)
     report = published(paths)
-    assert (report.created, report.replaced, report.unchanged) == (2, 0, 1)
+    assert (report.created, report.replaced, report.unchanged) == (3, 0, 1)
     assert runs(paths)["sight"].info.run_id == first
     assert history(paths, runs(paths)["sound"], "n/video_to_question") == [
         (layer, SAMPLES) for layer in range(LAYERS)
@@ -257,7 +258,7 @@ def test_changed_data_replaces_the_run_and_keeps_the_old_one_in_the_bin(paths: R
         store_unit(store, unit)
     store.commit()
     report = published(paths)
-    assert (report.created, report.replaced, report.unchanged) == (0, 2, 1)
+    assert (report.created, report.replaced, report.unchanged) == (0, 3, 1)
     new = runs(paths)
     assert new["sound"].info.run_id == old["sound"].info.run_id
     assert new["sight"].info.run_id != old["sight"].info.run_id
@@ -279,7 +280,7 @@ def test_what_a_killed_publication_left_half_done_is_made_again(
             published(paths)
     torn = runs(paths)["sight"].info.run_id
     published(paths)
-    assert set(runs(paths)) == {"sight", "sound", "sweep: test"}
+    assert set(runs(paths)) == {"sight", "sound", POOLED, "sweep: test"}
     assert runs(paths)["sight"].info.run_id != torn
     assert len(history(paths, runs(paths)["sight"], "dp/video_to_question")) == LAYERS
 
@@ -290,15 +291,15 @@ def test_a_moved_run_folder_publishes_on_where_it_was(paths: RunPaths, tmp_path:
     before = everything(paths)
     moved = RunPaths(tmp_path / "elsewhere")
     paths.root.rename(moved.root)
-    assert published(moved).unchanged == 3
+    assert published(moved).unchanged == 4
     assert everything(moved) == before
 
 
 def test_windows_are_runs_of_their_own_and_named_so(paths: RunPaths) -> None:
     run_session(paths, make_plan(windows=(1, 3)), lambda unit: True)
     published(paths)
-    names = {"sight · k=1", "sight · k=3", "sound · k=1", "sound · k=3", "sweep: test"}
-    assert set(runs(paths)) == names
+    of_windows = {f"{name} · k={k}" for name in ("sight", "sound", POOLED) for k in (1, 3)}
+    assert set(runs(paths)) == of_windows | {"sweep: test"}
 
 
 def test_any_tracking_uri_will_do(tmp_path: Path, new_store: Path, paths: RunPaths) -> None:
@@ -307,7 +308,7 @@ def test_any_tracking_uri_will_do(tmp_path: Path, new_store: Path, paths: RunPat
     run_session(paths, make_plan(uri=f"sqlite:///{other}"), lambda unit: True)
     client = connect(f"sqlite:///{other}")
     artifacts = client.create_experiment("test", artifact_location=(tmp_path / "art").as_uri())
-    assert published(paths).created == 3
+    assert published(paths).created == 4
     (run,) = client.search_runs([artifacts], "tags.kind = 'sweep'")
     assert "report" in [file.path for file in client.list_artifacts(run.info.run_id)]
     assert not paths.mlflow_artifacts.exists()
@@ -330,8 +331,8 @@ def test_a_wrong_baseline_is_counted_and_has_no_curve(paths: RunPaths) -> None:
     for unit in plan.units:
         store_unit(store, unit, correct=unit.sample.task == "sight")
     store.commit()
-    assert published(paths).created == 2  # sound has no curve, so it has no run
-    assert set(runs(paths)) == {"sight", "sweep: test"}
+    assert published(paths).created == 3  # sound has no curve, so it has no run
+    assert set(runs(paths)) == {"sight", POOLED, "sweep: test"}
     text = words(read_outcome(paths, stored_config(paths)))
     assert "unclear for sight" in text or "sight by" in text  # three samples say little
     assert "mind: tiny, world, sound: no sample was answered correctly" in text

@@ -33,6 +33,7 @@ def test_the_link_opens_the_charts() -> None:
     assert chart_link("http://127.0.0.1:5000/", "7") == (
         "http://127.0.0.1:5000/#/experiments/7/runs"
         "?workflowType=machine_learning&compareRunsMode=CHART"
+        "&searchFilter=tags.kind%20%3D%20%27cell%27"
     )
 
 

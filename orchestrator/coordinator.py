@@ -18,15 +18,16 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from avflow.orchestrator.activity import Activity
 from avflow.orchestrator.executors import Died, Ended, Executor, ExecutorEvent, Ready, Yielded
 from avflow.orchestrator.nodes import NodeHealth
 from avflow.orchestrator.policy import Action, Decision, FailureKind
 from avflow.orchestrator.progress import Progress, Snapshot
 from avflow.orchestrator.queue import WorkQueue
 from avflow.orchestrator.recorder import Recorder
-from avflow.orchestrator.session import Outcome, Patience, Placement
+from avflow.orchestrator.session import Outcome, Patience, Placement, Worker
 from avflow.orchestrator.signals import StopSignals
 from avflow.orchestrator.unit import UnitState
 from avflow.workers.protocol import (
@@ -45,18 +46,6 @@ LEAVING_EVERY_S = 5.0
 logger = logging.getLogger(__name__)
 
 __all__ = ["Coordinator", "Outcome", "Patience", "Placement"]
-
-
-@dataclass(slots=True, kw_only=True)
-class _Worker:
-    model: str
-    started: float
-    where: str = ""  # host:pid once it is ready
-    node: str = ""  # its machine, as the executor calls it
-
-    @property
-    def ready(self) -> bool:
-        return bool(self.where)
 
 
 class Coordinator:
@@ -87,12 +76,14 @@ class Coordinator:
         self._patience = patience
         self._on_task_stored = on_task_stored
         self._task_ended = False
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[str, Worker] = {}
         self._n_started = 0
         self._leaving: frozenset[str] = frozenset()
         self._leaving_asked = float("-inf")
         self._health = NodeHealth()
         self._broken: set[str] = set()
+        self._activity = Activity()
+        self._cells = 0
         self._places: dict[str, int] = {}  # model -> workers at most
         self._open = dict.fromkeys(units, True)
         self._told: set[tuple[str, str]] = set()  # (worker, unit) whose stream's end is due
@@ -154,7 +145,7 @@ class Coordinator:
     def _start(self, model: str, placement: Placement) -> None:
         self._n_started += 1
         worker = f"w{self._n_started}"
-        self._workers[worker] = _Worker(model=model, started=time.monotonic())
+        self._workers[worker] = Worker(model=model, started=time.monotonic())
         self._executor.start_worker(worker, placement.spec, placement.gpus)
         logger.info("started, loading %s", model, extra={"worker": worker})
 
@@ -263,6 +254,7 @@ class Coordinator:
         if self._queue.on_curve(worker, done.unit_id, done.curve, time.monotonic()):
             unit = self._units[done.unit_id]
             self._behind[done.unit_id] += unit.cost / len(unit.wanted)
+            self._cells += len(done.center_layer) if isinstance(done, CurveDone) else 0
             self._recorder.add_curve(unit, done)
 
     def _on_sample(self, worker: str, done: SampleDone) -> None:
@@ -273,6 +265,7 @@ class Coordinator:
         )
         if decisions is None:
             return
+        self._activity.add(done, time.monotonic())
         where = self._workers[worker].where
         unit = self._units[done.unit_id]
         # A unit sent again with half the budget was cut as well, if not by the worker.
@@ -372,6 +365,7 @@ class Coordinator:
     def _snapshot(self) -> Snapshot:
         counts, since = self._queue.counts(), self._working_since
         ready = sum(worker.ready for worker in self._workers.values())
+        busy, decoding = self._activity.shares(time.monotonic(), ready)
         return Snapshot(
             units=len(self._units),
             units_done=counts.done,
@@ -384,6 +378,11 @@ class Coordinator:
             share=sum(self._behind.values()) / self._cost if self._cost else 1.0,
             working_s=0.0 if since is None else time.monotonic() - since,
             draining=self._stop.number is not None,
+            units_running=counts.leased,
+            cells=self._cells,
+            model_busy=busy,
+            decoding=decoding,
+            peak_bytes=self._activity.peak_bytes,
         )
 
     def _drain(self) -> None:

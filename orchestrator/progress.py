@@ -36,6 +36,11 @@ class Snapshot:
     share: float
     working_s: float
     draining: bool = False
+    units_running: int = 0
+    cells: int = 0  # that came out
+    model_busy: float | None = None  # share of the workers' time lately; None: not known yet
+    decoding: float = 0.0  # decoders at work, on average
+    peak_bytes: int = 0  # of a worker's device
 
     @property
     def eta_s(self) -> float | None:
@@ -49,8 +54,11 @@ class Snapshot:
         workers = f"{self.workers_ready} workers"
         if self.workers_loading:
             workers += f" (+{self.workers_loading} loading)"
+        if self.model_busy is not None:
+            workers += f", models {self.model_busy:.0%} busy, {self.decoding:.1f} decoding"
         parts = [
-            f"{self.units_done + self.units_failed}/{self.units} samples",
+            f"{self.units_done + self.units_failed}/{self.units} samples"
+            + (f" ({self.units_running} running)" if self.units_running else ""),
             f"{self.curves_ended}/{self.curves} curves",
             f"{self.failures} failures",
             workers,

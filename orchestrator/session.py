@@ -31,3 +31,17 @@ class Outcome:
     signal: int | None
     failures: int  # terminal ones
     given_up: Mapping[str, str]  # model -> why
+
+
+@dataclass(slots=True, kw_only=True)
+class Worker:
+    """What the coordinator knows of one."""
+
+    model: str
+    started: float
+    where: str = ""  # host:pid once it is ready
+    node: str = ""  # its machine, as the executor calls it
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.where)

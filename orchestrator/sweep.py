@@ -19,6 +19,7 @@ from avflow.orchestrator.coordinator import Coordinator, Outcome, Patience, Plac
 from avflow.orchestrator.data import all_warnings, load_samples
 from avflow.orchestrator.errors import ExitStatus, StoreError, SweepAborted
 from avflow.orchestrator.executors import Executor, LocalExecutor
+from avflow.orchestrator.metrics import Metered
 from avflow.orchestrator.paths import RunPaths
 from avflow.orchestrator.plan import Plan, build_plan
 from avflow.orchestrator.policy import FailurePolicy
@@ -143,6 +144,9 @@ def _run(
     policy = FailurePolicy(budgets=execution.retries.budgets())
     shown = open_progress() if progress is None else progress
     try:
+        executor = _executor(plan.config)
+        if execution.executor == "ray":
+            shown = Metered(shown, plan.config.name)
         coordinator = Coordinator(
             queue=WorkQueue(units, policy=policy, deadline_s=execution.unit_deadline_s),
             units={unit.unit_id: unit for unit in units},
@@ -157,7 +161,7 @@ def _run(
                 )
                 for model in plan.config.models
             },
-            executor=_executor(plan.config),
+            executor=executor,
             recorder=ResultStore(paths, plan),
             progress=shown,
             patience=Patience(load_s=execution.load_deadline_s, grace_s=execution.stop_grace_s),

@@ -45,6 +45,9 @@ def test_describe_reads_sizes_and_tells_checkpoints_apart(checkpoint: Path, copy
         (lambda c: c.update(quantization_config={}), "quantization_config"),
         (lambda c: c.pop("vision_start_token_id"), "vision_start_token_id is missing"),
         (lambda c: c["text_config"].pop("hidden_size"), "hidden_size is missing"),
+        (lambda c: c["text_config"].update(hidden_size="64"), "hidden_size='64' .known: whole"),
+        (lambda c: c.update(text_config=[]), "text_config.hidden_size is missing"),
+        (lambda c: c["text_config"].update(num_hidden_layers=3), "be equal to the number of .lay"),
         (
             lambda c: c["text_config"]["rope_parameters"].update(rope_type="yarn"),
             "rope_type='yarn'",
@@ -72,7 +75,7 @@ def test_missing_weights_are_refused(copy: Path) -> None:
     weights = load_file(copy / "model.safetensors")
     del weights[next(key for key in weights if key.endswith("layers.1.mlp.up_proj.weight"))]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UnsupportedModelError, match="1 weights missing"):
+    with pytest.raises(UnsupportedModelError, match=r"json: 1 missing: .*layers\.1\.mlp"):
         load(spec_of(copy), "cpu")
 
 
@@ -101,3 +104,48 @@ def test_unknown_families_paths_and_dtypes_are_named(checkpoint: Path, tmp_path:
     with pytest.raises(UnsupportedModelError, match="dtype 'int8'"):
         load(spec_of(checkpoint, dtype="int8"), "cpu")
     assert resolve_path(spec_of(Path("Qwen/Qwen2.5-Omni-3B"))) == "Qwen/Qwen2.5-Omni-3B"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("processor_config.json", None, "OSError: Can't load"),
+        ("tokenizer.json", "{", "JSONDecodeError: "),
+        ("tokenizer.json", "{}", "files can't be loaded as those of qwen2_5_omni"),
+        ("chat_template.jinja", None, "does not have a chat template"),
+    ],
+)
+def test_broken_tokenizer_and_processor_files_are_named(
+    copy: Path, file: str, content: str | None, message: str
+) -> None:
+    if content is None:
+        (copy / file).unlink()
+    else:
+        (copy / file).write_text(content)
+    with pytest.raises(UnsupportedModelError, match=message) as refused:
+        load(spec_of(copy), "cpu")
+    assert str(refused.value).startswith(f"model tiny: {copy}: its files")
+
+
+def test_weights_of_another_shape_are_named(copy: Path) -> None:
+    edit_config(copy, lambda c: c["text_config"].update(intermediate_size=256))
+    message = r"12 of another shape than config.json says: .* \(64, 128\) for \(64, 256\)"
+    with pytest.raises(UnsupportedModelError, match=message):
+        load(spec_of(copy), "cpu")
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), OSError(5, "I/O"), MemoryError()]
+)
+def test_errors_of_the_machine_are_not_the_checkpoints(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """So that a worker elsewhere, or later, is given the model once more."""
+
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("avflow.workers.models.qwen2_5_omni.local_folder", broken)
+    with pytest.raises(type(error)) as raised:
+        load(spec_of(copy), "cpu")
+    assert raised.value is error

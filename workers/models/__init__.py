@@ -4,6 +4,9 @@ To add one: write `workers/models/<family>.py` with a FAMILY, and name it in FAM
 (docs/adding-a-model.md).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from avflow.workers.models import qwen2_5_omni, video_salmonn2
@@ -26,10 +29,13 @@ FAMILIES: dict[str, Family] = {
     "video_salmonn2": video_salmonn2.FAMILY,
 }
 
+_SHOWN_CHARACTERS = 400  # of another library's message
+
 
 def describe(spec: ModelSpec) -> ModelInfo:
     """What planning needs, from the config alone. Raises UnsupportedModelError."""
-    return _family(spec).describe(spec)
+    with _naming(spec, "config.json can't be read as one"):
+        return _family(spec).describe(spec)
 
 
 def load(spec: ModelSpec, *devices: torch.device | str) -> LoadedModel:
@@ -44,8 +50,27 @@ def load(spec: ModelSpec, *devices: torch.device | str) -> LoadedModel:
             f"{spec.attention!r} (known: {', '.join(ATTENTIONS)})"
         )
     if all(place.startswith("cuda") for place in places):
-        check_room(spec, family.describe(spec), longest_prompt_of(spec), places)
-    return family.load(spec, places)
+        check_room(spec, describe(spec), longest_prompt_of(spec), places)
+    with _naming(spec, "files can't be loaded as those"):
+        return family.load(spec, places)
+
+
+@contextmanager
+def _naming(spec: ModelSpec, what: str) -> Iterator[None]:
+    """What libraries raise over a checkpoint's files, in our words. Errors of the machine (memory,
+    a device, a disk) are let through: another machine, or another try, may do."""
+    try:
+        yield
+    except (UnsupportedModelError, MemoryError, RuntimeError):
+        raise
+    except Exception as error:  # tokenizers raises Exception itself
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        said = " ".join(str(error).split())[:_SHOWN_CHARACTERS]
+        raise UnsupportedModelError(
+            f"model {spec.name}: {spec.path}: its {what} of {spec.family}: "
+            f"{type(error).__name__}: {said}"
+        ) from error
 
 
 def longest_prompt_of(spec: ModelSpec) -> int:

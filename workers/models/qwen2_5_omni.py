@@ -48,6 +48,7 @@ from avflow.workers.models.qwen2_5_omni_prompt import (
 
 # What the official chat template puts where no system message is given.
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
+_SHOWN = 5  # weights named in an error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,14 +108,10 @@ def load(spec: ModelSpec, devices: Sequence[str]) -> QwenOmni:
             attn_implementation={"text_config": spec.attention},
             device_map=device_map(_parts(meta_thinker(config)), devices),
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )
-    unknown = {key for key in report["unexpected_keys"] if not key.startswith(UNUSED)}
-    if lost := sorted({*report["missing_keys"], *unknown}):
-        raise UnsupportedModelError(
-            f"model {spec.name}: {len(lost)} weights missing or unknown in {spec.path}: "
-            f"{', '.join(lost[:5])} ..."
-        )
+    _refuse_other_weights(spec, report)
     check_agreement(spec, model.config, processor)
     model.eval().requires_grad_(False)
     text = _text_model(model)
@@ -135,6 +132,29 @@ def load(spec: ModelSpec, devices: Sequence[str]) -> QwenOmni:
         device=torch.device(devices[0]),
         maker=prompt_maker(processor, model.config, media, system),
     )
+
+
+def _refuse_other_weights(spec: ModelSpec, report: Mapping[str, Any]) -> None:
+    """Every weight of the thinker must have been there, in its shape; none of it left over."""
+    left_over = {key for key in report["unexpected_keys"] if not key.startswith(UNUSED)}
+    wrong = {
+        "missing": sorted(report["missing_keys"]),
+        "unknown": sorted(left_over),
+        "of another shape than config.json says": sorted(
+            f"{key} {tuple(found)} for {tuple(expected)}"
+            for key, found, expected in report["mismatched_keys"]
+        ),
+    }
+    if any(wrong.values()):
+        listed = (
+            f"{len(keys)} {what}: {', '.join(keys[:_SHOWN])}{' ...' * (len(keys) > _SHOWN)}"
+            for what, keys in wrong.items()
+            if keys
+        )
+        raise UnsupportedModelError(
+            f"model {spec.name}: the weights in {spec.path} are not those of its config.json: "
+            f"{'; '.join(listed)}; fetch the checkpoint again"
+        )
 
 
 def _text_model(model: Any) -> Any:

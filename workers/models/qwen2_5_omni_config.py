@@ -8,17 +8,22 @@ import torch
 from avflow.datasets.media import MediaSpec
 from avflow.workers.models.base import ModelInfo, ModelSpec, UnsupportedModelError
 from avflow.workers.models.checkpoint import read_config
+from avflow.workers.models.configs import (
+    SIZES,
+    TEXT_VALUES,
+    missing_keys,
+    model_info,
+    part_of,
+    refuse_faults,
+    unknown_rope,
+    unknown_values,
+)
 
 MODEL_TYPES = ("qwen2_5_omni", "qwen2_5_omni_thinker")  # a full model's, a thinker's own
 UNUSED = ("talker.", "token2wav.")  # tensors of a full checkpoint's speech side
 # The processor's own cap of a frame; a checkpoint's file may allow sixteen thousand tokens a frame.
 FRAME_TOKENS = 768
 _FRAME_MAX_PIXELS = FRAME_TOKENS * 28 * 28
-_KNOWN_VALUES: dict[str, tuple[object, ...]] = {
-    "hidden_act": ("silu",),
-    "use_sliding_window": (None, False),
-    "attention_dropout": (None, 0, 0.0),
-}
 
 
 def describe(spec: ModelSpec) -> ModelInfo:
@@ -26,18 +31,7 @@ def describe(spec: ModelSpec) -> ModelInfo:
     _refuse_foreign_options(spec)
     config, digest = read_config(spec, UNUSED)
     text = _text_config(spec, config)
-    heads = text["num_attention_heads"]
-    return ModelInfo(
-        n_layers=text["num_hidden_layers"],
-        hidden_size=text["hidden_size"],
-        n_heads=heads,
-        n_kv_heads=text["num_key_value_heads"],
-        head_size=text.get("head_dim") or text["hidden_size"] // heads,
-        intermediate_size=text["intermediate_size"],
-        vocab_size=text["vocab_size"],
-        parameters=sum(p.numel() for p in meta_thinker(config).parameters()),
-        digest=digest,
-    )
+    return model_info(text, meta_thinker(config), digest)
 
 
 def _refuse_foreign_options(spec: ModelSpec) -> None:
@@ -68,31 +62,20 @@ def _text_config(spec: ModelSpec, config: dict[str, Any]) -> dict[str, Any]:
             f"model {spec.name}: model_type is {kind!r}; the family qwen2_5_omni knows "
             f"{' and '.join(map(repr, MODEL_TYPES))}"
         )
-    thinker = config.get("thinker_config", {}) if kind == MODEL_TYPES[0] else config
-    text: dict[str, Any] = thinker.get("text_config", {})
+    thinker = part_of(config, "thinker_config" if kind == MODEL_TYPES[0] else "")
+    text = part_of(thinker, "text_config")
+    # transformers finds the media by vision_start_token_id, but its config class lacks the field.
+    needed = {"text_config": SIZES, "": ("vision_start_token_id",)}
     wrong = [
-        f"text_config.{key}={text[key]!r} (known: {', '.join(map(repr, known))})"
-        for key, known in _KNOWN_VALUES.items()
-        if key in text and text[key] not in known
+        *unknown_values(thinker, {"text_config": TEXT_VALUES}),
+        *unknown_rope(text, "text_config"),
+        *missing_keys(thinker, needed),
     ]
     if odd := set(text.get("layer_types") or ()) - {"full_attention"}:
         wrong.append(f"text_config.layer_types has {sorted(odd)} (known: 'full_attention')")
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"):
-        wrong.append(f"text_config.rope_type={rope.get('rope_type')!r} (known: 'default')")
     if "quantization_config" in config:
         wrong.append("quantization_config (known: none)")
-    needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",
-              "intermediate_size", "vocab_size")  # fmt: skip
-    wrong += [f"text_config.{key} is missing" for key in needed if key not in text]
-    # transformers finds the media by this token, but its config class has no field for it.
-    if "vision_start_token_id" not in thinker:
-        wrong.append("vision_start_token_id is missing")
-    if wrong:
-        raise UnsupportedModelError(
-            f"model {spec.name}: its config.json holds what this family can't run: "
-            + "; ".join(wrong)
-        )
+    refuse_faults(spec, wrong)
     return text
 
 

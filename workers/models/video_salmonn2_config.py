@@ -6,6 +6,15 @@ from typing import Any
 from avflow.datasets.media import MediaSpec
 from avflow.workers.models.base import ModelInfo, ModelSpec, UnsupportedModelError
 from avflow.workers.models.checkpoint import read_config
+from avflow.workers.models.configs import (
+    SIZES,
+    TEXT_VALUES,
+    missing_keys,
+    model_info,
+    refuse_faults,
+    unknown_rope,
+    unknown_values,
+)
 from avflow.workers.models.video_salmonn2_weights import refuse_adapter, refuse_adapter_id
 
 MODEL_TYPES = ("qwen2_5_vl",)  # the authors kept the name of what they built upon
@@ -20,12 +29,7 @@ _SHARED_OUT = 0.95  # of the pixels of so many frames, when a video has fewer
 _MIN_FRAMES = 16
 
 _KNOWN: dict[str, dict[str, tuple[object, ...]]] = {
-    "": {
-        "hidden_act": ("silu",),
-        "use_sliding_window": (None, False),
-        "attention_dropout": (None, 0, 0.0),
-        "quantization_config": (None,),
-    },
+    "": {**TEXT_VALUES, "quantization_config": (None,)},
     "audio_config": {
         "activation_function": ("gelu",),
         "max_source_positions": (1500,),
@@ -42,8 +46,7 @@ _KNOWN: dict[str, dict[str, tuple[object, ...]]] = {
     "vision_config": {"temporal_patch_size": (2,), "spatial_merge_size": (2,), "in_channels": (3,)},
 }
 _NEEDED: dict[str, tuple[str, ...]] = {
-    "": ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",
-         "intermediate_size", "vocab_size", "max_position_embeddings", "video_token_id",
+    "": (*SIZES, "max_position_embeddings", "video_token_id",
          "audio_token_id", "vision_start_token_id", "vision_end_token_id"),
     "audio_config": ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim",
                      "num_mel_bins", "max_source_positions", "second_per_window", "second_stride"),
@@ -62,18 +65,7 @@ def describe(spec: ModelSpec) -> ModelInfo:
     check_config(spec, config)
     from avflow.workers.models.video_salmonn2_net import meta_model
 
-    heads = config["num_attention_heads"]
-    return ModelInfo(
-        n_layers=config["num_hidden_layers"],
-        hidden_size=config["hidden_size"],
-        n_heads=heads,
-        n_kv_heads=config["num_key_value_heads"],
-        head_size=config["hidden_size"] // heads,
-        intermediate_size=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
-        parameters=sum(p.numel() for p in meta_model(config).parameters()),
-        digest=digest,
-    )
+    return model_info(config, meta_model(config), digest)
 
 
 def check_config(spec: ModelSpec, config: dict[str, Any]) -> None:
@@ -84,32 +76,12 @@ def check_config(spec: ModelSpec, config: dict[str, Any]) -> None:
             f"model {spec.name}: its config.json says model_type {kind!r} and architectures "
             f"{made!r}; the family video_salmonn2 knows {MODEL_TYPES[0]!r} with [{ARCHITECTURE!r}]"
         )
-    wrong: list[str] = []
-    for where, known in _KNOWN.items():
-        part, at = _part(config, where), f"{where}." if where else ""
-        wrong += [
-            f"{at}{key}={part[key]!r} (known: {', '.join(map(repr, values))})"
-            for key, values in known.items()
-            if key in part and part[key] not in values
-        ]
-        wrong += [f"{at}{key} is missing" for key in _NEEDED[where] if key not in part]
-    rope = config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"):
-        wrong.append(f"rope_scaling.rope_type={rope.get('rope_type')!r} (known: 'default')")
-    if "mrope_section" not in rope:
-        wrong.append("rope_scaling.mrope_section is missing")
-    if wrong:
-        raise UnsupportedModelError(
-            f"model {spec.name}: its config.json holds what this family can't run: "
-            + "; ".join(wrong)
-        )
-
-
-def _part(config: dict[str, Any], where: str) -> dict[str, Any]:
-    part: Any = config
-    for key in where.split(".") if where else ():
-        part = part.get(key) or {}
-    return dict(part)
+    wrong = [
+        *unknown_values(config, _KNOWN),
+        *missing_keys(config, _NEEDED | {"rope_scaling": ("mrope_section",)}),
+        *unknown_rope(config),
+    ]
+    refuse_faults(spec, wrong)
 
 
 def media_spec(spec: ModelSpec, config: dict[str, Any]) -> MediaSpec:

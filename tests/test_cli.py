@@ -72,6 +72,8 @@ def test_help_names_every_verb_and_the_exit_statuses(avflow: Run) -> None:
         "failures",
         "query",
         "track",
+        "compact",
+        "demo",
         "ui",
         "inspect",
     ):

@@ -11,11 +11,14 @@ import pyarrow as pa
 import pytest
 from polars.testing import assert_frame_equal
 from stored_run import failure, make_plan, write_unit
+from typer.testing import CliRunner
 
 from avflow.orchestrator import compact as compact_module
 from avflow.orchestrator import sweep
+from avflow.orchestrator.cli import app
 from avflow.orchestrator.compact import compact, count_parts
-from avflow.orchestrator.errors import StoreError
+from avflow.orchestrator.errors import RunLocked, StoreError
+from avflow.orchestrator.lock import hold
 from avflow.orchestrator.parts import all_parts, find_parts
 from avflow.orchestrator.paths import TABLES, RunPaths
 from avflow.orchestrator.results import read, status
@@ -173,3 +176,16 @@ def test_a_sweep_ends_with_few_parts(paths: RunPaths, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sweep, "MANY_PARTS", 26)
     sweep._tidy(paths)
     assert count_parts(paths) == 3
+
+
+def test_the_command_says_what_it_did_and_refuses_what_a_driver_writes_to(
+    paths: RunPaths, tmp_path: Path
+) -> None:
+    ran = CliRunner().invoke(app, ["compact", str(paths.root)])
+    assert (ran.exit_code, ran.output) == (0, "27 part files are now 3\n")
+    with hold(paths):
+        ran = CliRunner().invoke(app, ["compact", str(paths.root)])
+    assert isinstance(ran.exception, RunLocked)
+    ran = CliRunner().invoke(app, ["compact", str(tmp_path / "nothing")])
+    assert isinstance(ran.exception, StoreError)
+    assert not (tmp_path / "nothing").exists()

@@ -215,7 +215,7 @@ def test_what_a_plan_warns_of_is_told_here_too(
     from avflow.datasets import stored_media
 
     monkeypatch.setattr(stored_media, "_COARSE_BYTES", 0)
-    root = write_odyssey(tmp_path / "o", odyssey_rows({"Animal Recognition": 4}), media=True)
+    root = write_odyssey(tmp_path / "o", odyssey_rows({"Animal Recognition": 4}))
     words = ("datasets", "check", "av_odyssey", "--root", str(root), "--no-media")
     assert "mind: " in avflow(*words).stdout
     found = json.loads(avflow(*words, "--json").stdout)

@@ -1,10 +1,12 @@
 """The suite that every adapter passes: on one that is right, and on ones that are made wrong."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import spec_of
@@ -13,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from avflow.datasets.media import MediaError, decode_sample
 from avflow.datasets.testbed.samples import load as load_samples
-from avflow.workers.models import load
+from avflow.workers.models import conformance_run, load
 from avflow.workers.models.base import Embedded, Features, Prepared
 from avflow.workers.models.conformance import Case, Check, conformance
 from avflow.workers.models.qwen2_5_omni import QwenOmni
@@ -110,6 +112,13 @@ class Blind(QwenOmni):
         return Features(tensors={**features.tensors, "video": video})
 
 
+class Crashing(QwenOmni):
+    """Has no encoder for what it takes."""
+
+    def encode(self, prepared: Prepared) -> Features:
+        raise KeyError("no such tower")
+
+
 _CALLS: list[int] = []
 
 
@@ -137,6 +146,9 @@ class OtherLetters(QwenOmni):
         (DeafPositions, "layer loop equals forward", "tokens other positions"),
         (WideLetters, "token groups cover the prompt", "option_letter:A is the token"),
         (Blind, "layer loop equals forward", "output is up to"),
+        (Blind, "blocking nothing equals forward", "probabilities at most"),
+        (Blind, "first token equals generate's", "generate says"),
+        (Crashing, "run", "no such tower"),
         (Drifting, "same bits again", "other bits"),
         (OtherLetters, "answers in the form that is counted", "the model answers 'A'; counted is"),
     ],
@@ -147,6 +159,41 @@ def test_an_adapter_that_is_wrong_fails_where_it_is_wrong(
     found = failed(made(wrong, model), clip)
     assert check in found, found
     assert reason in found[check]
+
+
+def test_a_layer_that_reads_past_its_attention_is_found(model: Any, clip: list[Case]) -> None:
+    """As a state-space layer does: what is blocked from attention still comes through."""
+    hook = model.decoder.layers[2].register_forward_hook(
+        lambda _module, _args, out: out + 0.3 * out.roll(1, dims=1)
+    )
+    try:
+        found = failed(model, clip)
+    finally:
+        hook.remove()
+    assert "apart" in found["engine equals reference"]
+
+
+def test_knockouts_that_reach_no_layer_are_found(model: Any, clip: list[Case]) -> None:
+    """A config that is not the layers' own: what the engine sets there has no effect."""
+    config = copy.deepcopy(model.decoder.config)
+    other = made(QwenOmni, model)
+    object.__setattr__(other, "decoder", replace(model.decoder, config=config))
+    assert failed(other, clip)
+
+
+def test_an_engine_that_blocks_nothing_is_found(
+    model: Any, clip: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped model is sure of this answer: its probability alone would not tell."""
+    real = conformance_run.through_run_unit
+
+    def blocking_nothing(*arguments: Any) -> Any:
+        curves, done = real(*arguments)
+        same = np.tile(done.p_options, (len(curves["something"].center_layer), 1))
+        return curves | {"something": replace(curves["something"], p_options=same)}, done
+
+    monkeypatch.setattr(conformance_run, "through_run_unit", blocking_nothing)
+    assert "engine equals reference" in failed(model, clip)
 
 
 def test_what_a_checkpoints_generation_config_asks_for_is_named(

@@ -80,7 +80,7 @@ def through_run_unit(
         for pathway, window, at in (
             (nothing(layout), 1, (0,)),
             (everything(layout), n_layers, (mid,)),
-            (something(layout), 1, centers),
+            (something(layout), half(n_layers), centers),
         )
     )
     unit = UnitSpec(
@@ -104,6 +104,11 @@ def through_run_unit(
             case _:
                 raise RuntimeError(f"run_unit: {event}")
     raise RuntimeError("run_unit ended without a SampleDone")
+
+
+def half(n_layers: int) -> int:
+    """A window wide enough that a knockout moves the answer of a model that is sure of it."""
+    return n_layers // 2 | 1
 
 
 def present(layout: Layout) -> list[str]:

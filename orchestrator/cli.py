@@ -234,6 +234,31 @@ def _report(run: Path, *, only: str | None = None, correct: bool = True) -> str:
 
 
 @app.command()
+def effective(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The sweep file to write.")],
+    window: Annotated[
+        int | None, typer.Option(help="Width of the curves to go by, if there are several.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Random choices to compare with.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of these choices.")] = 0,
+) -> None:
+    """Write a sweep that keeps only the pathways a run found open, to see if they are enough."""
+    from avflow.orchestrator.effective import effective_sweep
+    from avflow.orchestrator.outcome import read_outcome
+    from avflow.orchestrator.paths import RunPaths
+    from avflow.orchestrator.run_folder import stored_config, to_yaml
+
+    paths = RunPaths(run)
+    config = stored_config(paths)
+    outcome = read_outcome(paths, config)
+    made = effective_sweep(config, outcome, window=window, draws=draws, seed=seed)
+    out.write_text(to_yaml(made), encoding="utf-8")
+    print(f"{out}: {len(made.interventions)} tasks; run it in a folder of its own:")
+    print(f"  avflow sweep {out} --run {run}-effective")
+
+
+@app.command()
 def track(run: Run) -> None:
     """Bring MLflow up to date with the store. Nothing is logged twice."""
     from avflow.orchestrator.paths import RunPaths

@@ -11,7 +11,10 @@ from avflow.orchestrator.fields import Layer, Name, Names, Strict
 from avflow.orchestrator.identity import RunTime
 from avflow.pathways.layout import OptionSpan
 
-Shows = Literal["curves", "windows", "attention", "maps", "norms", "sinks", "masks", "discards"]
+Shows = Literal[
+    "curves", "windows", "attention", "maps", "norms", "sinks", "masks", "discards", "effective"
+]
+TABLES: tuple[Shows, ...] = ("masks", "discards", "effective")
 PROBE_OF: dict[str, str] = {
     "attention": "last_attention",
     "maps": "attention_map",
@@ -28,7 +31,8 @@ class FigureConfig(Strict):
     shows: RunTime[Shows]
     """`curves`: change against the centre layer, a panel a task; `windows`: the same, a panel a
     width of the window; `attention`, `maps`, `norms`, `sinks`: of a probe; `masks`: a table of
-    accuracies under masks; `discards`: likewise, with prefill times."""
+    accuracies under masks; `discards`: likewise, with prefill times; `effective`: a row a task,
+    its accuracy with the found pathways alone open (see `avflow effective`)."""
     title: RunTime[str] = ""
     """What it is called in the report; empty: its name."""
     model: RunTime[Name]
@@ -53,13 +57,16 @@ class FigureConfig(Strict):
     interventions: RunTime[tuple[PlainName, ...]] = ()
     """Of tables: masks or discards, in this order; a discard without steps is the baseline."""
 
+    notes: RunTime[tuple[str, ...]] = ()
+    """Of tables: lines that stand below."""
+
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if self.shows in ("curves", "windows") and not any(self.pathways):
             raise ValueError(f"figure {self.name}: give `pathways`, a list a row")
         if self.shows == "curves" and len(self.windows) > 1:
             raise ValueError(f"figure {self.name}: curves are of one window; see `shows: windows`")
-        if self.shows in ("masks", "discards") and not self.interventions:
+        if self.shows in TABLES and not self.interventions:
             raise ValueError(f"figure {self.name}: give `interventions`, the rows of the table")
         if self.panels == "mean" and (self.datasets == "all" or len(self.datasets) > 1):
             raise ValueError(

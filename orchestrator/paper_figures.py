@@ -10,7 +10,7 @@ import polars as pl
 
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.extras_figures import portrait_figure, probe_figures, shares_figure
-from avflow.orchestrator.figure_config import PROBE_OF, FigureConfig, figure_names
+from avflow.orchestrator.figure_config import PROBE_OF, TABLES, FigureConfig, figure_names
 from avflow.orchestrator.figures import Rows, change_figure, sweep_figures
 from avflow.orchestrator.outcome import Outcome, is_complete
 from avflow.orchestrator.panels import statuses, tasks_of
@@ -38,9 +38,7 @@ def report_figures(outcome: Outcome, only: str | None = None) -> dict[str, Figur
         return names
     wanted = _wanted(outcome, only)
     return {
-        figure.name: _figure(outcome, figure)
-        for figure in wanted
-        if figure.shows not in ("masks", "discards")
+        figure.name: _figure(outcome, figure) for figure in wanted if figure.shows not in TABLES
     }
 
 
@@ -51,7 +49,7 @@ def report_tables(outcome: Outcome, only: str | None = None) -> dict[str, Table]
             figure, outcome.interventions, _tasks(outcome, figure), outcome.directions
         )
         for figure in (_wanted(outcome, only) if outcome.figures else ())
-        if figure.shows in ("masks", "discards")
+        if figure.shows in TABLES
     }
 
 

@@ -8,7 +8,7 @@ from avflow.orchestrator.data import chosen_tasks, spellings
 from avflow.orchestrator.dataset_config import DatasetConfig
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.extras_config import InterventionConfig, ProbeConfig
-from avflow.orchestrator.figure_config import PROBE_OF, FigureConfig, figure_names
+from avflow.orchestrator.figure_config import PROBE_OF, TABLES, FigureConfig, figure_names
 from avflow.orchestrator.source import unknown
 
 _AnyScope = ExperimentConfig | InterventionConfig | ProbeConfig
@@ -123,9 +123,9 @@ def _intervention(
     config: SweepConfig, intervention: InterventionConfig, figure: FigureConfig
 ) -> InterventionConfig | None:
     scoped = _scoped(config, intervention, figure)
-    if scoped is None or figure.shows not in ("masks", "discards"):
+    if scoped is None or figure.shows not in TABLES:
         return None
-    masks = tuple(m for m in scoped.masks if figure.shows == "masks")
+    masks = tuple(m for m in scoped.masks if figure.shows != "discards")
     discards = tuple(d for d in scoped.discards if figure.shows == "discards")
     masks = tuple(m for m in masks if m.name in figure.interventions)
     discards = tuple(d for d in discards if d.name in figure.interventions)

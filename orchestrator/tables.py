@@ -33,7 +33,7 @@ def paper_table(
     directions: Directions,
 ) -> Table:
     """What is stored of these tasks, and a note where that is not all."""
-    kind = "mask" if figure.shows == "masks" else "discard"
+    kind = "discard" if figure.shows == "discards" else "mask"
     rows = interventions.filter(pl.col("intervention").is_in(figure.interventions), kind=kind)
     kept = labelled(figure, rows, shown)
     panels = statuses(figure, shown, directions)
@@ -41,14 +41,14 @@ def paper_table(
     absent = [name for name in figure.interventions if name not in set(kept["intervention"])]
     if absent:
         notes = (*notes, f"INCOMPLETE: nothing is stored of {', '.join(absent)}")
-    make = _masks if figure.shows == "masks" else _discards
+    make = {"masks": _masks, "discards": _discards, "effective": _effective}[figure.shows]
     columns, cells, numbers = make(figure, kept, [panel.task for panel in panels])
     return Table(
         name=figure.name,
         title=figure.title or figure.name,
         columns=columns,
         cells=cells,
-        notes=notes,
+        notes=(*figure.notes, *notes),
         numbers=numbers,
     )
 
@@ -111,6 +111,35 @@ def _discards(figure: FigureConfig, rows: pl.DataFrame, panels: Sequence[str]) -
         cells.append((_spoken(name), *texts, latency, work))
     columns = (*(f"{panel} (n = {counts[panel]})" for panel in held), "prefill ms", "token-layers")
     return ("tokens", *columns), tuple(cells), numbers
+
+
+def _effective(figure: FigureConfig, rows: pl.DataFrame, panels: Sequence[str]) -> _Made:
+    """A row a task; the first intervention leaves what was found open, the others random choices
+    of as many pathways: their mean, and the best and the worst of them."""
+    numbers = _summary(rows, ["task", "intervention"])
+    first = figure.interventions[0]
+    cells = []
+    for panel in dict.fromkeys(panels):
+        of_task = {
+            row["intervention"]: row for row in numbers.filter(task=panel).iter_rows(named=True)
+        }
+        if not of_task:
+            continue
+        one = next(iter(of_task.values()))
+        drawn = [row["accuracy"] for name, row in of_task.items() if name != first]
+        kept = of_task[first]["accuracy"] if first in of_task else None
+        cells.append(
+            (
+                panel,
+                str(one["n"]),
+                _percent(one["accuracy_base"]),
+                _against(kept, one["accuracy_base"], compare=True),
+                _percent(sum(drawn) / len(drawn)) if drawn else "not run",
+                f"{_percent(min(drawn))} to {_percent(max(drawn))}" if drawn else "",
+            )
+        )
+    columns = ("task", "n", "accuracy %", "only what was found", "only as many at random", "range")
+    return columns, tuple(cells), numbers
 
 
 def _against(value: float | None, base: float | None, compare: bool) -> str:

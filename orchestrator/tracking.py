@@ -54,11 +54,11 @@ _METRICS: Final = (
     ("dp_low", "low"),
     ("dp_high", "high"),
     ("flip", "flip"),
-    ("log_odds", "log_odds"),
-    ("accuracy", "accuracy"),
+    ("effect_log_odds", "log_odds"),
+    ("effect_accuracy", "accuracy"),
     ("q", "q_value"),
     ("n", "n"),
-)  # name's prefix, column of the curve table
+)  # name's prefix, column of the curve table; the page lists them by the alphabet, `dp` first
 # MLflow would colour runs by a hash of their id, and two tasks alike. Okabe-Ito, then Tol's muted.
 _COLOURS: Final = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
@@ -71,11 +71,11 @@ _NOTE: Final = """\
 
 `dp/PATHWAY` is the mean over correctly answered samples of (p_knockout - p_base) / p_base, where p
 is the probability of the predicted answer letter; `dp_low` and `dp_high` are its 95% bootstrap
-band, `flip` the share of samples whose answer changed, `n` their number. `log_odds` and `accuracy`
-are the same effect as a difference of the log-odds and of the share of right answers, `q` the
-corrected p value of no effect. `peak_dp` and `peak_layer` say where a curve is furthest from zero.
-Runs tagged `kind = cell` are of a task, `kind = category` of a category's tasks pooled; figures and
-the report are in the run tagged `kind = sweep`. docs/mlflow.md has search strings.
+band, `flip` the share of samples whose answer changed, `n` their number. `effect_log_odds` and
+`effect_accuracy` are the same as differences of the log-odds and of the share of right answers,
+`q` the corrected p value of no effect. `peak_dp` and `peak_layer` say where a curve is furthest
+from zero. Runs tagged `kind = cell` are of a task, `kind = category` of a category's tasks pooled;
+figures and the report are in the run tagged `kind = sweep`. docs/mlflow.md has search strings.
 """
 
 

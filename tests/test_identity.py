@@ -70,7 +70,7 @@ CLASSIFIED = {
     "FigureConfig": {
         "identity": "",
         "run time": "name shows title model datasets tasks panels ordering pathways windows "
-        "option_span layers interventions",
+        "option_span layers interventions notes",
     },
     "SweepConfig": {
         "identity": "models datasets experiments interventions probes pathways execution identity",

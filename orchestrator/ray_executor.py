@@ -30,7 +30,7 @@ class _Flight:
     unit: UnitSpec
     stream: Any  # ObjectRefGenerator of Event
     decoded: Any  # ObjectRef of Decoded | UnitFailure
-    given_up: bool = False
+    given_up: float | None = None  # seconds: when its decoding was cancelled
 
 
 @dataclass(slots=True, kw_only=True)
@@ -165,9 +165,12 @@ class RayExecutor:
         import ray
 
         flight = self._workers[worker].flights[0]
-        if not flight.given_up and ray.wait([flight.decoded], timeout=0)[0]:
+        if flight.given_up is not None:
+            return time.monotonic() - flight.given_up < _CANCEL_S
+        # Wherever they lie: what is on another node counts as decoded, too.
+        if ray.wait([flight.decoded], timeout=0, fetch_local=False)[0]:
             return False
-        flight.given_up = True
+        flight.given_up = time.monotonic()
         ray.cancel(flight.decoded, force=True)
         return True
 
@@ -209,7 +212,11 @@ class RayExecutor:
 
     def _lost(self, name: str, worker: _RayWorker, error: Exception) -> ExecutorEvent:
         """Tell a decoding task that crashed, which costs one sample, from a worker's death."""
-        if worker.flights and (cause := _decoding_error(worker.flights[0])) is not None:
+        from ray.exceptions import RayActorError
+
+        # Never the actor's own death, whose node may have taken the decoded media along.
+        of_media = bool(worker.flights) and not isinstance(error, RayActorError)
+        if of_media and (cause := _decoding_error(worker.flights[0])) is not None:
             flight = worker.flights.popleft()
             return Yielded(worker=name, event=_decode_crash(flight, cause))
         kind = death_kind(error)
@@ -226,6 +233,7 @@ class RayExecutor:
 
 
 _LOOK_EVERY_S = 5.0
+_CANCEL_S = 10.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _RAISED = frozenset({FailureKind.FATAL, FailureKind.LOAD, FailureKind.UNSUPPORTED})
 # Of what a constructor raised Ray keeps the text alone.
@@ -261,7 +269,7 @@ def _decoding_error(flight: _Flight) -> Exception | None:
     """How the decoding task itself ended, when it did not end with data."""
     import ray
 
-    done, _ = ray.wait([flight.decoded], timeout=0)
+    done, _ = ray.wait([flight.decoded], timeout=0, fetch_local=False)
     if not done:
         return None
     try:
@@ -276,7 +284,7 @@ def _decode_crash(flight: _Flight, error: Exception) -> UnitFailure:
     from ray import exceptions
 
     failure = replace(decode_failure(flight.unit, error), retryable=True)
-    if flight.given_up:
+    if flight.given_up is not None:
         return replace(failure, error="TimeoutError", message="decoding hung, and was ended")
     if isinstance(error, exceptions.OutOfMemoryError):
         return replace(failure, error="MemoryError")

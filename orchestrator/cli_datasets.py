@@ -56,7 +56,8 @@ def check(
     root: Annotated[Path, typer.Option(help="The data set's folder.")],
     media: Annotated[bool, typer.Option(help="Decode every file, not only count.")] = True,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Decoders at a time. Default: one a CPU.")
+        int | None,
+        typer.Option(min=1, help="Decoders at a time. Default: one a CPU that it may use."),
     ] = None,
     decode_timeout_s: Annotated[
         float, typer.Option(min=0.001, help="Seconds that one file may take, as in a sweep file.")
@@ -79,7 +80,7 @@ def check(
             name,
             root,
             decode=media,
-            processes=processes or os.cpu_count() or 1,
+            processes=processes or len(os.sched_getaffinity(0)),
             timeout_s=decode_timeout_s,
             on_start=lambda files: progress.update(bar, total=files),
             on_file=lambda _file: progress.advance(bar),

@@ -222,6 +222,25 @@ def test_what_a_plan_warns_of_is_told_here_too(
     assert "write the file anew with smaller groups" in found["notes"][0]
 
 
+def test_no_more_files_are_decoded_at_a_time_than_it_has_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job's share of a node, that is: on a share of one, 64 decoders would all run late."""
+    from avflow.orchestrator import checking
+
+    asked: list[int] = []
+    whole = checking.check_files
+
+    def noted(root: Path, parts: Any, spec: Any, processes: int, on_file: Any) -> Any:
+        asked.append(processes)
+        return whole(root, parts, spec, processes, on_file)
+
+    monkeypatch.setattr(checking, "check_files", noted)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
+    avflow("datasets", "check", "worldsense", "--root", str(worldsense(tmp_path / "w", videos=0)))
+    assert asked == [1]
+
+
 def test_whatever_decoding_a_file_raises_is_that_file_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from avflow.datasets.sample import Sample
-from avflow.orchestrator.config import CellFilter, ExperimentConfig, SweepConfig
+from avflow.orchestrator.asking import Asked, CurveKey, GroupKey, ask
+from avflow.orchestrator.config import SweepConfig
 from avflow.orchestrator.cost import Cost, NominalCost
-from avflow.orchestrator.data import LoadedDataset, names_task
+from avflow.orchestrator.data import LoadedDataset
 from avflow.orchestrator.identity import (
     IDENTITY_VERSION,
     METRIC_VERSION,
@@ -25,9 +26,8 @@ from avflow.orchestrator.identity import (
 )
 from avflow.orchestrator.plan_extras import PlannedExtra, extras_of, plan_extras
 from avflow.orchestrator.resolve import check, resolve
-from avflow.pathways.catalogue import ALL, find
-from avflow.pathways.layout import LayoutKind, OptionSpan
-from avflow.pathways.pathway import Pathway
+from avflow.pathways.catalogue import ALL
+from avflow.pathways.layout import LayoutKind
 from avflow.workers.protocol import CurveSpec, ProbeSpec, UnitSpec
 
 if TYPE_CHECKING:
@@ -75,9 +75,6 @@ class Group:
     def key(self) -> GroupKey:
         """How a unit finds its group."""
         return self.model, self.dataset, self.task, self.layout
-
-
-GroupKey = tuple[str, str, str, LayoutKind]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,17 +204,6 @@ def _limit(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
 
 # -- groups ----------------------------------------------------------------------------------
 
-_CurveKey = tuple[str, int, OptionSpan]  # pathway, window, option span
-
-
-@dataclass(slots=True)
-class _Asked:
-    """What the experiments ask of one curve, joined."""
-
-    pathway: Pathway
-    centers: set[int]
-    correct_only: bool
-
 
 def _groups(
     config: SweepConfig,
@@ -229,10 +215,10 @@ def _groups(
     order = {name: at for at, name in enumerate(dict.fromkeys(p.name for p in (*ALL, *own)))}
     sizes = _group_sizes(samples)
     keys: list[GroupKey] = [(model.name, *size) for model in config.models for size in sizes]
-    asked: dict[GroupKey, dict[_CurveKey, _Asked]] = {key: {} for key in keys}
+    asked: dict[GroupKey, dict[CurveKey, Asked]] = {key: {} for key in keys}
     for experiment in config.experiments:
         for key in keys:
-            _ask(experiment, key, models[key[0]].n_layers, own, asked[key])
+            ask(experiment, key, models[key[0]].n_layers, own, asked[key])
     for key in sorted(asked, key=lambda key: _group_order(config, samples, key)):
         model_name, dataset, task, layout = key
         curves = asked[key]
@@ -274,60 +260,6 @@ def _group_order(
     return names.index(model), list(samples).index(dataset), tasks.index(task), layout
 
 
-def _ask(
-    experiment: ExperimentConfig,
-    key: GroupKey,
-    n_layers: int,
-    own: tuple[Pathway, ...],
-    into: dict[_CurveKey, _Asked],
-) -> None:
-    model, dataset, task, layout = key
-    if not (
-        _among(model, experiment.models)
-        and _among(dataset, experiment.datasets)
-        and names_task(experiment.tasks, dataset, task)
-    ):
-        return
-    centers = range(n_layers) if experiment.center_layers == "all" else experiment.center_layers
-    for pathway in _pathways_of(experiment.pathways, layout, own):
-        for window in experiment.windows:
-            if not _selected(experiment, key, pathway.name, window):
-                continue
-            curve = (pathway.name, window, experiment.option_span)
-            correct_only = experiment.samples == "correct"
-            one = into.setdefault(curve, _Asked(pathway, set(), correct_only))
-            one.centers.update(centers)
-            one.correct_only = one.correct_only and correct_only
-
-
-def _among(name: str, names: str | tuple[str, ...]) -> bool:
-    return names == "all" or name in names
-
-
-def _pathways_of(
-    names: str | tuple[str, ...], layout: LayoutKind, own: tuple[Pathway, ...]
-) -> list[Pathway]:
-    chosen = [p.name for p in (*ALL, *own)] if isinstance(names, str) else names
-    found = (pathway for name in dict.fromkeys(chosen) for pathway in find(name, own))
-    return [pathway for pathway in found if pathway.layout == layout]
-
-
-def _selected(experiment: ExperimentConfig, key: GroupKey, pathway: str, window: int) -> bool:
-    def matches(cells: CellFilter) -> bool:
-        axes = (
-            (key[0], cells.models),
-            (key[1], cells.datasets),
-            (pathway, cells.pathways),
-            (window, cells.windows),
-        )
-        of_task = cells.tasks is None or names_task(cells.tasks, key[1], key[2])
-        return of_task and all(values is None or value in values for value, values in axes)
-
-    if experiment.include and not any(map(matches, experiment.include)):
-        return False
-    return not any(map(matches, experiment.exclude))
-
-
 # -- identity --------------------------------------------------------------------------------
 
 
@@ -348,7 +280,7 @@ def _identity_of_group(
     }
 
 
-def _planned(prefix: Mapping[str, object], key: _CurveKey, asked: _Asked) -> PlannedCurve:
+def _planned(prefix: Mapping[str, object], key: CurveKey, asked: Asked) -> PlannedCurve:
     _, window, span = key
     centers = tuple(sorted(asked.centers))
     spec = CurveSpec(

@@ -18,7 +18,7 @@ from avflow.pathways.pathway import Pathway
 from avflow.workers.protocol import ExtraSpec, MaskSpec, ProbeSpec
 
 if TYPE_CHECKING:
-    from avflow.orchestrator.plan import GroupKey
+    from avflow.orchestrator.asking import GroupKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

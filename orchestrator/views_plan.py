@@ -32,9 +32,11 @@ def show_plan(
     """
     from avflow.orchestrator.data import all_warnings
     from avflow.orchestrator.memory import needs, too_small_here
+    from avflow.orchestrator.refusals import refused_prompts
 
     memory = needs(plan.config, plan.models)
-    warnings = [*missing, *all_warnings(plan.datasets), *too_small_here(memory)]
+    warnings = [*missing, *all_warnings(plan.datasets), *refused_prompts(plan)]
+    warnings += too_small_here(memory)
     costs = estimate(plan, accuracy)
     total = sum(costs.values(), Estimate())
     if as_json:

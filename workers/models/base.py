@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from avflow.datasets.media import DecodedMedia, MediaSpec
-from avflow.datasets.sample import Sample
+from avflow.datasets.sample import LayoutKind, Sample
 from avflow.pathways.layout import Layout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -193,7 +193,8 @@ class Family:
     `about` is a line for people; `model_types` are those of config.json that it knows; `describe`
     reads a config without weights; `load` puts a checkpoint on one or more devices ("cpu",
     "cuda:0", ...). Both raise UnsupportedModelError. `own_frame_tokens` of a frame pair at most,
-    where `ModelSpec.frame_tokens` is None; 0: it takes no video.
+    where `ModelSpec.frame_tokens` is None; 0: it takes no video. `layouts`: the kinds of prompt
+    that it takes, so that a plan can warn of the others.
     """
 
     about: str
@@ -201,3 +202,4 @@ class Family:
     describe: Callable[[ModelSpec], ModelInfo]
     load: Callable[[ModelSpec, Sequence[str]], LoadedModel]
     own_frame_tokens: int = 0
+    layouts: tuple[LayoutKind, ...] = ("single_video", "interleaved")

@@ -219,4 +219,5 @@ FAMILY = Family(
     describe=describe,
     load=load,
     own_frame_tokens=FRAME_TOKENS,
+    layouts=("single_video",),
 )

@@ -1,0 +1,26 @@
+"""What a plan holds that its models will refuse, told before the samples fail one by one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from avflow.orchestrator.plan import Plan
+
+
+def refused_prompts(plan: Plan) -> list[str]:
+    """A warning for each model's tasks whose kind of prompt its family does not take."""
+    from avflow.workers.models import FAMILIES
+
+    families = {model.name: model.family for model in plan.config.models}
+    found: dict[tuple[str, str], list[str]] = {}
+    for group in plan.groups:
+        family = FAMILIES.get(families[group.model])
+        if family is not None and group.layout not in family.layouts:
+            tasks = found.setdefault((group.model, group.layout), [])
+            tasks.append(f"{group.dataset}/{group.task} ({group.samples} samples)")
+    return [
+        f"model {model}: {families[model]} takes no {layout} prompts, so all of these will be "
+        f"recorded as failed: {', '.join(tasks)}; leave them out with an `exclude`"
+        for (model, layout), tasks in found.items()
+    ]

@@ -1,0 +1,61 @@
+"""A plan says which tasks a model's family takes no prompts of."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from salmonn import tiny_checkpoint
+
+from avflow.orchestrator import cli
+from avflow.orchestrator.load import load
+from avflow.orchestrator.refusals import refused_prompts
+from avflow.orchestrator.sweep import plan_sweep
+
+
+def sweep_file(tmp_path: Path, **experiment: object) -> Path:
+    models = [
+        {"name": "omni", "family": "qwen2_5_omni", "path": "testbed", "dtype": "float32"},
+        {
+            "name": "salmonn",
+            "family": "video_salmonn2",
+            "path": str(tiny_checkpoint(tmp_path / "salmonn")),
+        },
+    ]
+    settings = {"seed": 0, "samples_per_task": 2, "tasks": ["sight", "match_image"]}
+    data = {"name": "testbed", "reader": "testbed", "root": str(tmp_path), "settings": settings}
+    config = {
+        "name": "refused",
+        "models": models,
+        "datasets": [data],
+        "experiments": [
+            {
+                "name": "e",
+                "pathways": ["video_to_question", "question_to_last"],
+                "windows": [1],
+                **experiment,
+            }
+        ],
+    }
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def test_tasks_that_a_family_can_not_take_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sweep_file(tmp_path)
+    (warning,) = refused_prompts(plan_sweep(load(file)))
+    assert warning.startswith("model salmonn: video_salmonn2 takes no interleaved prompts")
+    assert "testbed/match_image (2 samples)" in warning
+    monkeypatch.setattr("sys.argv", ["avflow", "plan", str(file)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr().out
+    assert "takes no interleaved prompts" in " ".join(said.split())
+
+
+def test_what_is_excluded_is_not_warned_of(tmp_path: Path) -> None:
+    left_out = [{"models": ["salmonn"], "tasks": ["match_image"]}]
+    plan = plan_sweep(load(sweep_file(tmp_path, exclude=left_out)))
+    assert refused_prompts(plan) == []

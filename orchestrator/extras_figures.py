@@ -134,7 +134,7 @@ def _attention(table: pl.DataFrame, title: str, layouts: Mapping[str, str]) -> F
             line = lines.filter(group=group)
             x, y = line["layer"].to_numpy(), line["share"].to_numpy()
             axes.plot(
-                x, y, color=_colour(number), ls=_STYLES[number // len(_COLOURS)],
+                x, y, color=_colour(number), ls=_STYLES[number % len(_STYLES)],
                 marker=_MARKERS[number % len(_MARKERS)], ms=3, lw=1.2, label=group,
             )  # fmt: skip
         axes.set_title(layout.replace("_", " "), fontsize=9)

@@ -35,7 +35,10 @@ def words(outcome: Outcome) -> str:
 
 
 def _found(outcome: Outcome) -> list[str]:
-    return [*findings(outcome.curves, outcome.own), *intervention_words(outcome.interventions)]
+    curves = findings(outcome.curves, outcome.own)
+    answers = intervention_words(outcome.interventions)
+    headed = any(line.endswith(":") for line in curves) and bool(answers)
+    return [*curves, *(["masks and discards:"] if headed else []), *answers]
 
 
 def _caveats(outcome: Outcome) -> list[str]:

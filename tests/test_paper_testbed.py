@@ -1,0 +1,33 @@
+"""configs/paper-testbed.yaml, whole: the paper's experiments, figures and tables by one command."""
+
+from pathlib import Path
+
+import pytest
+
+from avflow.orchestrator.config import load_config
+from avflow.orchestrator.paths import RunPaths
+from avflow.orchestrator.progress import Silent
+from avflow.orchestrator.results import standing_failures, status
+from avflow.orchestrator.sweep import run_sweep
+
+CONFIG = Path(__file__).parents[1] / "configs" / "paper-testbed.yaml"
+
+
+@pytest.mark.slow
+def test_the_papers_sweep_in_miniature_is_whole(tmp_path: Path) -> None:
+    from avflow.orchestrator.outcome import read_outcome
+    from avflow.orchestrator.report import write_report
+
+    config = load_config(CONFIG).with_execution(executor="local", limit=3)
+    outcome = run_sweep(config, tmp_path / "run", progress=Silent())
+    assert outcome.exit_status == 0, standing_failures(tmp_path / "run")
+    assert status(tmp_path / "run").complete
+    paths = RunPaths(tmp_path / "run")
+    shown = read_outcome(paths, config)
+    write_report(paths, shown)
+    page = (paths.report / "report.html").read_text()
+    assert "INCOMPLETE" not in page
+    for figure in config.figures:
+        assert f'id="{figure.name}"' in page
+        table = figure.shows in ("masks", "discards")
+        assert (paths.report / f"{figure.name}.{'csv' if table else 'pdf'}").is_file()

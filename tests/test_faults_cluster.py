@@ -124,8 +124,8 @@ def change_nodes(cluster: Any, run: Path) -> None:
 Fault = Callable[[Any, Path], None]
 
 
-# A worker holds two samples and is blamed for one; a node may hold what all four wait for: the media
-# of two workers' samples are decoded anywhere.
+# A worker holds two samples and is blamed for one; a node may hold the media that both workers
+# wait for, of four samples.
 @pytest.mark.parametrize(
     ("fault", "blamed", "again"),
     [

@@ -18,9 +18,16 @@ from avflow.datasets.testbed.samples import load as load_samples
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.executors import Died, LocalExecutor, Ready
 from avflow.orchestrator.policy import FailureKind
+from avflow.pathways.layout import LayoutError
 from avflow.workers.actor import ModelWorker
 from avflow.workers.models import describe, load, longest_prompt_of
-from avflow.workers.models.base import ModelSpec, NotNowError, UnsupportedModelError
+from avflow.workers.models.base import (
+    Features,
+    ModelSpec,
+    NotNowError,
+    UnsupportedModelError,
+    with_media,
+)
 from avflow.workers.models.placement import cuda_devices, device_map
 from avflow.workers.models.room import needed_on_each, refuse_too_small
 from avflow.workers.models.tiny import build_tiny_checkpoint
@@ -150,3 +157,13 @@ def test_a_worker_dies_for_good_of_a_card_that_is_too_small(
     assert died.kind is FailureKind.UNSUPPORTED
     assert "needs 2." in died.message
     assert "the smallest has 1.0 GiB" in died.message
+
+
+def test_features_are_put_at_their_tokens_and_must_fit() -> None:
+    table, ids = nn.Embedding(5, 2), torch.tensor([[1, 4, 4, 2]])
+    features = Features(tensors={"video": torch.ones(2, 2)})
+    hidden = with_media(table, ids, features, {"video": 4})
+    assert torch.equal(hidden[0, 1:3], torch.ones(2, 2))
+    assert torch.equal(hidden[0, [0, 3]], table(ids)[0, [0, 3]])
+    with pytest.raises(LayoutError, match="has 1 places for 2 outputs of the video encoder"):
+        with_media(table, ids, features, {"video": 1})

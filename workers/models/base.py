@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from avflow.datasets.media import DecodedMedia, MediaSpec
 from avflow.datasets.sample import LayoutKind, Sample
-from avflow.pathways.layout import Layout
+from avflow.pathways.layout import Layout, LayoutError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 ATTENTIONS = ("sdpa", "eager")  # that transformers gives a mask to, and the engine was held to
@@ -179,6 +179,26 @@ class LoadedModel(Protocol):
         Raises LayoutError where features or positions don't fit the prompt's tokens.
         """
         ...
+
+
+def with_media(
+    table: nn.Module, ids: Tensor, features: Features, tokens: Mapping[str, int]
+) -> Tensor:
+    """inputs_embeds [1, N, D] of ids [1, N]: the embedding `table`'s, and each kind of features at
+    the places of its one of `tokens`. On the device of `ids`, wherever the table lies.
+
+    Raises LayoutError where there are more or fewer places than features.
+    """
+    hidden: Tensor = table(ids).to(ids.device)
+    for kind, tensor in features.tensors.items():
+        where = ids == tokens[kind]
+        if int(where.sum()) != len(tensor):
+            raise LayoutError(
+                f"the prompt has {int(where.sum())} places for {len(tensor)} outputs of the "
+                f"{kind} encoder"
+            )
+        hidden = hidden.masked_scatter(where.unsqueeze(-1), tensor.to(hidden))
+    return hidden
 
 
 def embed(model: LoadedModel, prepared: Prepared) -> Embedded:

@@ -32,6 +32,12 @@ def device_map(parts: Sequence[tuple[str, nn.Module]], devices: Sequence[str]) -
     }
 
 
+def named(model: nn.Module, parts: Sequence[nn.Module]) -> list[tuple[str, nn.Module]]:
+    """Each part with its name in the model, as `device_map` takes them."""
+    names = {module: name for name, module in model.named_modules()}
+    return [(names[part], part) for part in parts]
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where a part of a model computes: its weights may lie elsewhere (offloaded) meanwhile."""
     hook = getattr(module, "_hf_hook", None)

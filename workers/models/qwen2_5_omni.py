@@ -27,9 +27,10 @@ from avflow.workers.models.base import (
     ModelSpec,
     Prepared,
     UnsupportedModelError,
+    with_media,
 )
 from avflow.workers.models.checkpoint import local_folder
-from avflow.workers.models.placement import device_map
+from avflow.workers.models.placement import device_map, named
 from avflow.workers.models.qwen2_5_omni_config import (
     FRAME_TOKENS,
     MODEL_TYPES,
@@ -164,11 +165,10 @@ def _text_model(model: Any) -> Any:
 
 def _parts(model: Any) -> list[tuple[str, nn.Module]]:
     """The thinker's parts by name, in the order in which a forward meets them."""
-    names = {module: name for name, module in model.named_modules()}
     text = _text_model(model)
     holder = model.model if hasattr(model.model, "visual") else model
     inside = [holder.audio_tower, holder.visual, text.embed_tokens, text.rotary_emb, *text.layers]
-    return [(names[module], module) for module in (*inside, text.norm, model.lm_head)]
+    return named(model, (*inside, text.norm, model.lm_head))
 
 
 @torch.no_grad()
@@ -206,24 +206,12 @@ def embed(model: QwenOmni, prepared: Prepared, features: Features) -> Embedded:
         "image": hf.config.image_token_id,
         "video": hf.config.video_token_id,
     }
-    hidden = hf.get_input_embeddings()(ids)
-    for kind, tensor in features.tensors.items():
-        hidden = _scatter(hidden, ids == place[kind], tensor)
     return Embedded(
-        inputs_embeds=hidden,
+        inputs_embeds=with_media(hf.get_input_embeddings(), ids, features, place),
         position_ids=_positions(hf, prepared).to(model.device),
         attention_mask=prepared.tensors["attention_mask"].to(model.device),
         input_ids=ids,
     )
-
-
-def _scatter(hidden: Tensor, where: Tensor, features: Tensor) -> Tensor:
-    """Put features [n, D] at the n marked positions of hidden [1, N, D]."""
-    if int(where.sum()) != len(features):
-        raise LayoutError(
-            f"the prompt has {int(where.sum())} places for {len(features)} encoder outputs"
-        )
-    return hidden.masked_scatter(where.unsqueeze(-1), features.to(hidden))
 
 
 def _positions(hf: Any, prepared: Prepared) -> Tensor:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from avflow.datasets.media import DecodedMedia, MediaSpec
 from avflow.datasets.sample import Sample
-from avflow.pathways.layout import LayoutError
 from avflow.workers.models.base import (
     DTYPES,
     Decoder,
@@ -28,10 +27,11 @@ from avflow.workers.models.base import (
     ModelSpec,
     Prepared,
     UnsupportedModelError,
+    with_media,
 )
 from avflow.workers.models.base import embed as embed_alone
 from avflow.workers.models.checkpoint import local_folder
-from avflow.workers.models.placement import device_map
+from avflow.workers.models.placement import device_map, named
 from avflow.workers.models.video_salmonn2_config import (
     FRAME_TOKENS,
     MODEL_TYPES,
@@ -100,17 +100,8 @@ class VideoSalmonn:
         hf: Any = self.hf_model
         ids = prepared.tensors["input_ids"].to(self.device)
         place = {"video": hf.config.video_token_id, "audio": hf.config.audio_token_id}
-        hidden = hf.get_input_embeddings()(ids)
-        for kind, tensor in features.tensors.items():
-            where = ids == place[kind]
-            if int(where.sum()) != len(tensor):
-                raise LayoutError(
-                    f"the prompt has {int(where.sum())} places for {len(tensor)} outputs of the "
-                    f"{kind} encoder"
-                )
-            hidden = hidden.masked_scatter(where.unsqueeze(-1), tensor.to(hidden))
         return Embedded(
-            inputs_embeds=hidden,
+            inputs_embeds=with_media(hf.get_input_embeddings(), ids, features, place),
             position_ids=prepared.tensors["position_ids"].to(self.device),
             attention_mask=prepared.tensors["attention_mask"].to(self.device),
             input_ids=ids,
@@ -184,10 +175,9 @@ def _model(spec: ModelSpec, folder: Path, config: dict[str, Any], devices: Seque
 
 def parts(model: Any) -> list[tuple[str, nn.Module]]:
     """The model's parts by name, in the order in which a forward meets them."""
-    names = {module: name for name, module in model.named_modules()}
     text = model.model.language_model
     inside = [model.audio, model.model.visual, text.embed_tokens, text.rotary_emb, *text.layers]
-    return [(names[module], module) for module in (*inside, text.norm, model.lm_head)]
+    return named(model, (*inside, text.norm, model.lm_head))
 
 
 def _tokenizer(spec: ModelSpec, folder: str, config: dict[str, Any]) -> Any:

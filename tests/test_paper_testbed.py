@@ -18,7 +18,8 @@ def test_the_papers_sweep_in_miniature_is_whole(tmp_path: Path) -> None:
     from avflow.orchestrator.outcome import read_outcome
     from avflow.orchestrator.report import write_report
 
-    config = load_config(CONFIG).with_execution(executor="local", limit=3)
+    # Without a limit: the sample that probes draw must be among those that are run.
+    config = load_config(CONFIG).with_execution(executor="local")
     outcome = run_sweep(config, tmp_path / "run", progress=Silent())
     assert outcome.exit_status == 0, standing_failures(tmp_path / "run")
     assert status(tmp_path / "run").complete

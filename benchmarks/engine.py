@@ -54,7 +54,7 @@ ALONE = ("video_to_question", "audio_video_mutual", "audio_to_video", "cross_fra
          "video_to_true_option", "question_to_last")  # fmt: skip
 BY_WEIGHTS = ("true_option", "last")  # targets that are so few that weights are what is read
 QUICK = Size(
-    layers=12, hidden=384, intermediate=1536, heads=6, kv_heads=2, vocabulary=4000,
+    layers=18, hidden=320, intermediate=1280, heads=5, kv_heads=1, vocabulary=4000,
     vision=SMALL_VISION, audio=SMALL_AUDIO, chunks=3, pair_patches=(10, 16), sound=16,
     question=96, window=5, byte_budget=2**29,
 )  # fmt: skip
@@ -186,8 +186,8 @@ def _paired(case: Case, work: Callable[[], object], forwards: int, repeats: int)
 def growth() -> list[dict[str, Any]]:
     """Ratios as the prompt, the model and the number of pathways grow."""
     sizes = {
-        **{f"N, {chunks} chunks": replace(QUICK, chunks=chunks) for chunks in (2, 5, 10, 20)},
-        **{f"L, {layers} layers": replace(QUICK, layers=layers) for layers in (4, 8, 16, 24)},
+        **{f"N, {chunks} chunks": replace(QUICK, chunks=chunks) for chunks in (2, 3, 6, 12)},
+        **{f"L, {layers} layers": replace(QUICK, layers=layers) for layers in (6, 9, 18, 27)},
     }
     rows = []
     for name, size in sizes.items():

@@ -8,7 +8,7 @@ engine, in the samples table.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING
@@ -31,7 +31,6 @@ AUDIO_TOKENS_PER_S = 25
 FRAME_TOKENS = 144  # where the checkpoint's own budget decides
 IMAGE_TOKENS = 576
 SYSTEM_TOKENS = 40
-GPU_FLOPS = 2e14  # a second: a fifth of an H100's peak in bfloat16
 _Pieces = tuple[tuple[SegmentKind, int, int | None], ...]  # kind, tokens, index
 TEXT_STEP = 16  # texts are rounded up to this many tokens, so that few prompts differ
 
@@ -41,25 +40,18 @@ class Cost:
     """Token-layers (one position through one decoder layer). Costs add.
 
     `plain`: one full forward a cell, and one a baseline; `token_layers`: the same cells with the
-    prefix and the layers below the window shared; `flops` those of its matrices (attention's own
-    and the encoders' left out).
+    prefix and the layers below the window shared. For the order of units and progress; FLOPs and
+    hours are `estimate`'s.
     """
 
     plain: float = 0.0
     token_layers: float = 0.0
-    flops: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             plain=self.plain + other.plain,
             token_layers=self.token_layers + other.token_layers,
-            flops=self.flops + other.flops,
         )
-
-    @property
-    def gpu_hours(self) -> float:
-        """At `GPU_FLOPS`."""
-        return self.flops / GPU_FLOPS / 3600
 
 
 class NominalCost:
@@ -69,7 +61,6 @@ class NominalCost:
         self._curves = curves
         self._model = model
         self._n_layers = info.n_layers
-        self._flops = _flops_of_token_layer(info)
         self._layers = [_layers_from_window_up(curve, info.n_layers) for curve in curves]
         self._known: dict[tuple[_Pieces, tuple[ExtraSpec, ...]], Cost] = {}
 
@@ -96,7 +87,7 @@ class NominalCost:
                     done = 2 * prefill  # it runs twice; what it saves is small
                 case ProbeSpec():
                     done = float(layout.n_tokens * (spec.layers[-1] + 1))
-            cost += Cost(plain=prefill, token_layers=done, flops=done * self._flops)
+            cost += Cost(plain=prefill, token_layers=done)
         return cost
 
     def _cost(self, layout: Layout | None) -> Cost:
@@ -109,19 +100,12 @@ class NominalCost:
             if layout is not None:
                 replayed = float(_replayed(layout, curve.pathway, curve.option_span) * layers)
             cost += Cost(plain=plain, token_layers=replayed)
-        return replace(cost, flops=cost.token_layers * self._flops)
+        return cost
 
 
 def nominal_layout(sample: Sample, model: ModelConfig) -> Layout | None:
     """The prompt that the sample will roughly have; None where it makes no sense."""
     return _layout(sample, _pieces(sample, model))
-
-
-def _flops_of_token_layer(info: ModelInfo) -> float:
-    """Projections and the MLP of one position in one layer, multiply-adds counted twice."""
-    head = info.hidden_size // info.n_heads
-    attention = 2 * (info.n_heads + info.n_kv_heads) * head
-    return 2.0 * info.hidden_size * (attention + 3 * info.intermediate_size)
 
 
 def _layers_from_window_up(curve: CurveSpec, n_layers: int) -> int:

@@ -185,7 +185,6 @@ def test_units_come_costliest_first_and_costs_follow_length() -> None:
     early = plan({"pathways": ["cross_frame"]}, samples=[clip(0)]).cost
     assert late.plain == early.plain
     assert late.token_layers < 0.3 * early.token_layers
-    assert late.flops == late.token_layers * 2 * 8 * (2 * (2 + 1) * 4 + 3 * 16)
 
 
 def test_a_sample_that_makes_no_sense_is_planned_all_the_same() -> None:

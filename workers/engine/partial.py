@@ -30,12 +30,12 @@ def partial_attention(
         out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
             query, key, value, 0.0, causal, scale=scale
         )
-        return out, lse
+        return out, lse[..., : query.shape[2]]
     if kind == "cuda" and dtype == torch.float32 and d % 4 == 0:
         out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
             query, *_per_head(query, key, value), None, True, 0.0, causal, scale=scale
         )
-        return out, lse[..., : query.shape[2]]  # the kernel pads queries
+        return out, lse[..., : query.shape[2]]  # a kernel may pad its queries
     return plain_attention(query, key, value, causal=causal, scale=scale)
 
 

@@ -158,7 +158,8 @@ def _model(size: Size, dtype: torch.dtype) -> Any:
         model = Qwen2_5OmniThinkerForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    return model.to(dtype).eval().requires_grad_(False)
+    # Not `.to(dtype)`: it would cast the rotary frequencies, which a loaded checkpoint keeps.
+    return model.eval().requires_grad_(False)
 
 
 def build_layout(size: Size) -> Layout:

@@ -28,6 +28,8 @@ def distances(tiny_thinker, random_layout, random_embedded, prompts: int, device
             for ours, full in pairs:
                 ours.mul_(0.3 if ours.ndim > 1 else 1)
                 full.copy_(ours.float())
+        # Casting a model casts its rotary frequencies too, which a loaded checkpoint keeps.
+        coarse.decoder.rotary.inv_freq = exact.decoder.rotary.inv_freq.clone()
         coarse.hf_model.to(device)
         exact.hf_model.to(device)
         layout = random_layout("single_video", 200, seed)

@@ -10,6 +10,8 @@ Shapes: B batch, H heads, G key/value heads (H = G * g), q queries, n keys, d he
 import torch
 from torch import Tensor
 
+from avflow.workers.engine import kernel_check
+
 Part = tuple[Tensor, Tensor]  # out [B, H, q, d] and log-sum-exp [B, H, q]
 
 _SCORE_BYTES = 256 << 20  # of the plain way below, a piece
@@ -19,24 +21,39 @@ def partial_attention(
     query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
 ) -> Part:
     """query [B, H, q, d], key and value [B, G, n, d] -> out in the query's dtype, log-sum-exp in
-    float32 (float64 for float64). Softmax inside is float32 or better. `causal` needs q == n."""
-    kind, dtype, d = query.device.type, query.dtype, query.shape[-1]
-    if kind == "cpu":
+    float32 (float64 for float64). Softmax inside is float32 or better. `causal` needs q == n.
+
+    By a fused kernel where there is one that was found right, else in plain products.
+    """
+    if _has_kernel(query) and kernel_check.fits(query.device, query.dtype):
+        return fused_attention(query, key, value, causal=causal, scale=scale)
+    return plain_attention(query, key, value, causal=causal, scale=scale)
+
+
+def _has_kernel(query: Tensor) -> bool:
+    kind, d = query.device.type, query.shape[-1]
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    on_cuda = (half and d % 8 == 0 and d <= 256) or (query.dtype == torch.float32 and d % 4 == 0)
+    return kind == "cpu" or (kind == "cuda" and on_cuda)
+
+
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
+) -> Part:
+    """As `partial_attention`, by this device's kernel."""
+    if query.device.type == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, scale=scale
         )
-        return out, lse
-    if kind == "cuda" and dtype in (torch.bfloat16, torch.float16) and d % 8 == 0 and d <= 256:
-        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
-            query, key, value, 0.0, causal, scale=scale
-        )
-        return out, lse[..., : query.shape[2]]
-    if kind == "cuda" and dtype == torch.float32 and d % 4 == 0:
+    elif query.dtype == torch.float32:
         out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
             query, *_per_head(query, key, value), None, True, 0.0, causal, scale=scale
         )
-        return out, lse[..., : query.shape[2]]  # a kernel may pad its queries
-    return plain_attention(query, key, value, causal=causal, scale=scale)
+    else:
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, 0.0, causal, scale=scale
+        )
+    return out, lse[..., : query.shape[2]]  # a kernel may pad its queries
 
 
 def plain_attention(

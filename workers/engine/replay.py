@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from avflow.workers.engine.attention import Group, Record, Replay, replaying
 from avflow.workers.engine.backends import View, plan_view
 from avflow.workers.engine.baseline import Baseline
-from avflow.workers.engine.kernel_check import check_kernels
 from avflow.workers.engine.plan import Batch
 from avflow.workers.engine.reads import Span
 from avflow.workers.engine.rows import Step, steps
@@ -49,7 +48,6 @@ def replay(
     its start on, of the baseline's checkpoint or as the batch before handed it over. At most
     `tokens_a_piece` positions (or one row) go through a layer at a time.
     """
-    check_kernels(trunk.device, trunk.dtype)
     walk = _Walk(decoder, baseline, trunk, batch, tokens_a_piece)
     n_layers = len(decoder.layers)
     with replaying(decoder.config):

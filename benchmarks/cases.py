@@ -204,8 +204,12 @@ def encode(case: Case) -> Tensor:
         media["pixel_values_videos"], media["video_grid_thw"], return_dict=True
     ).pooler_output
     hidden = case.embedded.inputs_embeds.clone()
-    for kind, features in (("frame", torch.cat(seen, dim=0)), ("audio_chunk", heard)):
-        where = torch.cat([torch.arange(s.start, s.stop) for s in case.layout.of(kind)])  # type: ignore[arg-type]
+    places: tuple[tuple[SegmentKind, Tensor], ...] = (
+        ("frame", torch.cat(seen, dim=0)),
+        ("audio_chunk", heard),
+    )
+    for kind, features in places:
+        where = torch.cat([torch.arange(s.start, s.stop) for s in case.layout.of(kind)])
         hidden[0, where.to(case.device)] = features.to(hidden)
     return hidden
 

@@ -102,7 +102,7 @@ def _exactly(source: IO[bytes], size: int) -> bytearray:
     data = bytearray(size)  # which numpy can also write to
     view = memoryview(data)
     while view:
-        n = source.readinto(view)  # type: ignore[attr-defined]
+        n = source.readinto(view)  # type: ignore[attr-defined]  # a pipe's; IO does not declare it
         if not n:
             raise EOFError
         view = view[n:]
@@ -110,12 +110,12 @@ def _exactly(source: IO[bytes], size: int) -> bytearray:
 
 
 def _spelled(error: Exception) -> dict[str, Any]:
-    system = isinstance(error, OSError) and error.errno is not None
+    system = error if isinstance(error, OSError) and error.errno is not None else None
     return {
         "kind": type(error).__name__,
-        "text": str(error.strerror) if system else str(error),  # type: ignore[attr-defined]
-        "errno": error.errno if system else None,  # type: ignore[attr-defined]
-        "file": str(error.filename) if system and error.filename else None,  # type: ignore[attr-defined]
+        "text": str(error) if system is None else str(system.strerror),
+        "errno": None if system is None else system.errno,
+        "file": str(system.filename) if system is not None and system.filename else None,
         "notes": list(getattr(error, "__notes__", ())),
     }
 

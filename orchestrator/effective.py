@@ -78,7 +78,7 @@ def effective_sweep(
     if not choices:
         raise ConfigError("the run has no complete set of curves to find pathways by")
     layers = {
-        model: int(frame["center_layer"].max() or 0) + 1  # type: ignore[arg-type]
+        model: max(frame["center_layer"].to_list()) + 1
         for (model,), frame in curves.group_by("model")
     }
     used = list(dict.fromkeys(choice.task.model for choice in choices))

@@ -7,6 +7,7 @@ A file is read whole or not at all: its author is there to mend it, so every lin
 used is named at once.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
@@ -24,7 +25,7 @@ from pydantic import (
 from avflow.datasets.choices import lettered
 from avflow.datasets.media_spec import MediaError
 from avflow.datasets.prompts import PromptTemplate, interleaved, single_video
-from avflow.datasets.reading import AnnotationError
+from avflow.datasets.reading import AnnotationError, DoubledField, each_once
 from avflow.datasets.roots import inside
 from avflow.datasets.sample import (
     LETTERS,
@@ -192,7 +193,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _parse(line: str) -> _Line:
-    """Raises an ExceptionGroup of _BadLine, one a field."""
+    """Raises an ExceptionGroup of _BadLine, one a field, or the _BadLine of a doubled one."""
+    try:
+        json.loads(line, object_pairs_hook=each_once)
+    except DoubledField as error:
+        raise _BadLine(str(error), "is there twice; leave one of them") from None
+    except (ValueError, RecursionError):
+        pass  # no JSON: pydantic says where
     try:
         return _Line.model_validate_json(line.encode("utf-8", "surrogateescape"))
     except ValidationError as error:

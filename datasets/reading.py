@@ -23,6 +23,10 @@ class RowError(ValueError):
     """One row can't be used: which field, what is wrong. Its reader makes a LeftOut of it."""
 
 
+class DoubledField(ValueError):
+    """A field that an object of JSON has twice: its name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
     """A question that can't be asked. `place` is the file and the row (from 1, as `file, row 7`),
@@ -34,6 +38,16 @@ class LeftOut:
 
     def __str__(self) -> str:
         return f"{self.place}: {self.reason}"
+
+
+def each_once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON, as an `object_pairs_hook`: of a field that is there twice, `json` would
+    take the last and say nothing. Raises DoubledField."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise DoubledField(next(name for name in names if names.count(name) > 1))
+    return fields
 
 
 def place(path: Path, row: int) -> str:

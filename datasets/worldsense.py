@@ -19,9 +19,11 @@ from avflow.datasets.choices import answer_of, options_of, text_of
 from avflow.datasets.prompts import PromptTemplate, single_video
 from avflow.datasets.reading import (
     AnnotationError,
+    DoubledField,
     LeftOut,
     Row,
     RowError,
+    each_once,
     find_file,
     place,
     table_rows,
@@ -78,7 +80,10 @@ def _rows(root: Path) -> Iterator[tuple[str, Row]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
     try:
-        videos = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        videos = json.loads(text, object_pairs_hook=each_once)
+    except DoubledField as error:
+        raise AnnotationError(f"{path}: {error} is there twice; fetch it again") from error
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{path}: not valid JSON ({error}); fetch it again") from error
     if not isinstance(videos, dict) or not all(isinstance(v, dict) for v in videos.values()):

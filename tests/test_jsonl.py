@@ -183,6 +183,20 @@ def test_ids_must_differ(tmp_path: Path) -> None:
     ]
 
 
+def test_a_field_that_is_there_twice_is_no_guess(tmp_path: Path) -> None:
+    clip, match = json.dumps(CLIP), json.dumps(MATCH)
+    twice = clip.replace('"answer": "B"', '"answer": "B", "answer": "A"')
+    deep = match.replace('{"candidate": "a.png"}', '{"candidate": "a.png", "candidate": "b.png"}')
+    deep = deep.replace("m1", "m2")
+    assert twice != clip
+    assert said(tmp_path, clip, twice, match, deep) == [
+        "line 2, answer: is there twice; leave one of them",
+        "line 4, candidate: is there twice; leave one of them",
+    ]
+    assert "Exceeds" not in said(tmp_path, '{"id": ' + "9" * 5000 + "}")[0]
+    assert said(tmp_path, '{"id": ' + "[" * 100_000)[0].startswith("line 1, no JSON object")
+
+
 def test_bytes_that_are_no_utf_8_are_an_error_of_their_line(tmp_path: Path) -> None:
     good = json.dumps(CLIP).encode()
     (tmp_path / "q.jsonl").write_bytes(good + b"\n" + good.replace(b"red", b"r\xe9d") + b"\n")

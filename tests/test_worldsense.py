@@ -75,6 +75,14 @@ def test_a_broken_question_is_left_out_by_name(
     assert len(others) == (field == "task_type"), "rows of other tasks are nobody's loss"
 
 
+@pytest.mark.parametrize("name", ["1min-0001", "task0", "question"])
+def test_what_is_there_twice_is_not_lost_in_silence(tmp_path: Path, name: str) -> None:
+    path = write_worldsense(tmp_path, worldsense_rows(TASKS)) / "worldsense_qa.json"
+    path.write_text(path.read_text().replace(f'"{name}": ', f'"{name}": {{}}, "{name}": ', 1))
+    with pytest.raises(ConfigError, match=f"{name} is there twice; fetch it again"):
+        load("worldsense", tmp_path, tasks="all")
+
+
 def test_a_byte_order_mark_is_none_of_the_data(tmp_path: Path) -> None:
     path = write_worldsense(tmp_path, worldsense_rows(TASKS)) / "worldsense_qa.json"
     path.write_text("\ufeff" + path.read_text())

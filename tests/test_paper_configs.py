@@ -28,6 +28,25 @@ def test_every_figure_and_table_of_the_paper_is_there(paper: SweepConfig) -> Non
     assert shown == {pathway.name for pathway in ALL}
 
 
+def test_the_miniature_shows_the_same_items_in_the_same_way(paper: SweepConfig) -> None:
+    testbed = load_config(CONFIGS / "paper-testbed.yaml")
+
+    def shape(config: SweepConfig) -> list[tuple[object, ...]]:
+        return [
+            (f.name, f.shows, f.title, f.panels, f.ordering, f.pathways, f.interventions)
+            for f in config.figures
+        ]
+
+    assert shape(testbed) == shape(paper)
+    for section in ("experiments", "interventions", "probes"):
+        names = [[one.name for one in getattr(config, section)] for config in (testbed, paper)]
+        assert names[0] == names[1]
+    stands_for = dict(zip(testbed.models, paper.models, strict=True))
+    shown = {figure.name: figure.model for figure in paper.figures}
+    for figure in testbed.figures:
+        assert stands_for[testbed.model(figure.model)].name == shown[figure.name]
+
+
 def test_figures_of_a_pathway_are_where_the_catalogue_says(paper: SweepConfig) -> None:
     rows = {figure.name: {n for row in figure.pathways for n in row} for figure in paper.figures}
     for pathway in ALL:

@@ -10,6 +10,8 @@ from avflow.orchestrator.progress import Silent
 from avflow.orchestrator.results import standing_failures, status
 from avflow.orchestrator.sweep import run_sweep
 
+ITEMS = {*(f"fig{number}" for number in range(1, 30)), "table1", "table4"}
+"""Every figure and table of the paper."""
 CONFIG = Path(__file__).parents[1] / "configs" / "paper-testbed.yaml"
 
 
@@ -30,5 +32,8 @@ def test_the_papers_sweep_in_miniature_is_whole(tmp_path: Path) -> None:
     assert "INCOMPLETE" not in page
     for figure in config.figures:
         assert f'id="{figure.name}"' in page
-        table = figure.shows in ("masks", "discards")
-        assert (paths.report / f"{figure.name}.{'csv' if table else 'pdf'}").is_file()
+    drawn = {path.stem.partition("_")[0] for path in paths.report.glob("*.pdf")}
+    printed = {path.stem.partition("_")[0] for path in paths.report.glob("table*.csv")}
+    assert drawn | printed == ITEMS
+    for name, curves in shown.panels.items():  # each line has a point a centre layer
+        assert curves["center_layer"].n_unique() == 8, name

@@ -246,7 +246,7 @@ def effective(
     """Write a sweep that keeps only the pathways a run found open, to see if they are enough."""
     from avflow.orchestrator.effective import effective_sweep
     from avflow.orchestrator.outcome import read_outcome
-    from avflow.orchestrator.paths import RunPaths
+    from avflow.orchestrator.paths import RunPaths, quoted
     from avflow.orchestrator.run_folder import stored_config, to_yaml
 
     paths = RunPaths(run)
@@ -255,7 +255,7 @@ def effective(
     made = effective_sweep(config, outcome, window=window, draws=draws, seed=seed)
     out.write_text(to_yaml(made), encoding="utf-8")
     print(f"{out}: {len(made.interventions)} tasks; run it in a folder of its own:")
-    print(f"  avflow sweep {out} --run {run}-effective")
+    print(f"  avflow sweep {quoted(out)} --run {quoted(Path(f'{run}-effective'))}")
 
 
 @app.command()

@@ -43,10 +43,11 @@ def get(
     HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE hold as everywhere.
     """
     from avflow.orchestrator.fetching import fetch
+    from avflow.orchestrator.paths import quoted
 
     done = fetch(name, to, revision=revision, say=lambda text: print(text, file=sys.stderr))
     print(f"{to} holds {done.repository} at {done.commit}")
-    print(f"check it: avflow datasets check {name} --root {to}")
+    print(f"check it: avflow datasets check {name} --root {quoted(to)}")
 
 
 @app.command()
@@ -110,11 +111,9 @@ def _as_json(found: "DatasetCheck") -> dict[str, object]:
 
 
 def _show(found: "DatasetCheck") -> None:
-    from rich.console import Console
+    from avflow.orchestrator.views import open_console, plain_table
 
-    from avflow.orchestrator.views import plain_table
-
-    console = Console(highlight=False)
+    console = open_console()
     if found.counts:
         table = plain_table("task", "part", "#paper", "#here", "")
         for count in found.counts:

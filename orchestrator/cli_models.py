@@ -24,10 +24,8 @@ def models(context: typer.Context, as_json: Json = False) -> None:
 
 
 def _show_known(*, as_json: bool) -> None:
-    from rich.console import Console
-
     from avflow.orchestrator.known_models import PAPER_TOKENS, PUBLISHED, needed_bytes
-    from avflow.orchestrator.views import plain_table
+    from avflow.orchestrator.views import open_console, plain_table
     from avflow.workers.models import FAMILIES
 
     if as_json:
@@ -37,7 +35,7 @@ def _show_known(*, as_json: bool) -> None:
         ]
         print(json.dumps({"paper_tokens": PAPER_TOKENS, "checkpoints": rows}, indent=2))
         return
-    console = Console()
+    console = open_console()
     families = plain_table("family", "what")
     for name, family in FAMILIES.items():
         families.add_row(name, family.about)
@@ -59,7 +57,6 @@ def _show_known(*, as_json: bool) -> None:
         "byte_budget of 2 GiB. Licences as their cards named them, and of the models that they are "
         "built on: read the card.\n"
         "check one: avflow models check PATH",
-        highlight=False,
     )
 
 

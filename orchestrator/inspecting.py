@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from avflow.datasets import decode_sample
 from avflow.datasets.sample import Sample
@@ -12,6 +11,7 @@ from avflow.orchestrator.config import ModelConfig, SweepConfig, load_config
 from avflow.orchestrator.data import load_samples
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.source import unknown
+from avflow.orchestrator.views import open_console, plain_table
 from avflow.pathways.catalogue import find
 from avflow.pathways.pathway import Pathway, PathwayError
 from avflow.workers.inspect import dump as write_dump
@@ -36,14 +36,14 @@ def inspect_sample(
     pathway = _pathway(config, edges, chosen) if edges else None
     loaded = load(spec, "cpu")
     prepared = loaded.prepare(chosen, decode_sample(root, chosen, loaded.media_spec))
-    console = Console()
+    console = open_console()
     if pathway is None:
         _show_layout(console, prepared)
     else:
         _show_edges(console, prepared, pathway)
     if dump is not None:
         write_dump(dump, prepared, embed(loaded, prepared))
-        console.print(f"\nwrote {dump}", highlight=False)
+        print(f"\nwrote {dump}")
 
 
 def _model(config: SweepConfig, name: str | None) -> ModelConfig:
@@ -84,14 +84,14 @@ def _show_layout(console: Console, prepared: Prepared) -> None:
     sample = prepared.sample
     console.print(f"{sample.sample_id}: {sample.task}, {sample.layout}", style="bold")
     console.print(f"{prepared.layout.n_tokens} tokens; answer {sample.answer_letter}\n")
-    console.print(_shortened(prepared.prompt), markup=False, highlight=False, soft_wrap=True)
+    console.print(_shortened(prepared.prompt), soft_wrap=True)
     console.print()
-    table = _columns("segment", "span", "tokens", "groups", "starts with")
+    table = plain_table("segment", "span", "tokens", "groups", "starts with")
     for row in layout_rows(prepared):
         span, groups = f"[{row.start}, {row.stop})", ", ".join(row.groups)
         text = _shortened(row.text).replace("\n", "\\n")
         table.add_row(row.segment, span, str(row.n_tokens), groups, text)
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def _shortened(prompt: str) -> str:
@@ -101,17 +101,10 @@ def _shortened(prompt: str) -> str:
 
 def _show_edges(console: Console, prepared: Prepared, pathway: Pathway) -> None:
     console.print(f"{pathway.name}: {pathway.label}", style="bold")
-    table = _columns("these queries", "may not read", "edges a layer")
+    table = plain_table("these queries", "may not read", "edges a layer")
     total = 0
     for row in edges_rows(prepared, pathway):
         table.add_row(row.target, ", ".join(row.sources), f"{row.n_edges:,}")
         total += row.n_edges
-    console.print(table, markup=False)
+    console.print(table)
     console.print(f"{total:,} edges a layer are blocked")
-
-
-def _columns(*names: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in names:
-        table.add_column(name, overflow="fold")
-    return table

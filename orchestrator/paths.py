@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,6 +16,11 @@ _NOT_IN_A_SLUG = re.compile(r"[^A-Za-z0-9._-]+")
 def slug(name: str) -> str:
     """A name as a folder: letters, digits, `.`, `_` and `-`."""
     return _NOT_IN_A_SLUG.sub("-", name).strip(".-") or "-"
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it, for the commands that people are told to type."""
+    return shlex.quote(str(path))
 
 
 def cache_folder(name: str) -> Path:

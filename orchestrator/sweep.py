@@ -20,7 +20,7 @@ from avflow.orchestrator.data import all_warnings, load_samples
 from avflow.orchestrator.errors import ExitStatus, StoreError, SweepAborted
 from avflow.orchestrator.executors import Executor, LocalExecutor
 from avflow.orchestrator.metrics import Metered
-from avflow.orchestrator.paths import RunPaths
+from avflow.orchestrator.paths import RunPaths, quoted
 from avflow.orchestrator.plan import Plan, build_plan
 from avflow.orchestrator.policy import FailurePolicy
 from avflow.orchestrator.progress import Progress, duration, log_file, open_progress
@@ -99,7 +99,8 @@ def run_sweep(
         state = stored_state(paths)
     if units and outcome.given_up.keys() >= {unit.model for unit in units}:
         reasons = "\n  ".join(f"{model}: {why}" for model, why in outcome.given_up.items())
-        raise SweepAborted(f"no model could be run:\n  {reasons}\nsee `avflow failures {run}`")
+        failures = f"avflow failures {quoted(paths.root)}"
+        raise SweepAborted(f"no model could be run:\n  {reasons}\nsee `{failures}`")
     counts = _counts(plan, state, len(units))
     status = _status(counts, outcome)
     words = _words(paths.root, counts, outcome, time.monotonic() - began)
@@ -122,7 +123,7 @@ def _tidy(paths: RunPaths) -> None:
         compact(paths)
     except StoreError as error:
         logger.warning("parts were not merged", exc_info=True)
-        print(f"warning: {error}; later: avflow compact {paths.root}", file=sys.stderr)
+        print(f"warning: {error}; later: avflow compact {quoted(paths.root)}", file=sys.stderr)
 
 
 _NOTHING = Outcome(signal=None, failures=0, given_up={})
@@ -213,7 +214,7 @@ class _Tracker:
         except Exception:  # whatever MLflow raises: results are safe, and can be published later
             logger.warning("MLflow is not up to date", exc_info=True)
             text = f"warning: MLflow could not be brought up to date (see {self._paths.logs})"
-            print(f"{text}; later: avflow track {self._paths.root}", file=sys.stderr)
+            print(f"{text}; later: avflow track {quoted(self._paths.root)}", file=sys.stderr)
 
 
 def _counts(plan: Plan, state: StoredState, ran: int) -> SweepCounts:
@@ -230,6 +231,7 @@ def _status(counts: SweepCounts, outcome: Outcome) -> ExitStatus:
 
 
 def _words(root: Path, counts: SweepCounts, outcome: Outcome, seconds: float) -> list[str]:
+    run = quoted(root)
     head = "done" if outcome.signal is None else "stopped"
     lines = [
         f"{head} after {duration(seconds)}: {counts.ended} of {counts.planned} samples have ended, "
@@ -237,11 +239,11 @@ def _words(root: Path, counts: SweepCounts, outcome: Outcome, seconds: float) ->
     ]
     lines += [f"given up: {model}: {why}" for model, why in outcome.given_up.items()]
     if counts.ended < counts.planned:
-        lines.append(f"go on:    avflow resume {root}")
+        lines.append(f"go on:    avflow resume {run}")
     if counts.failed:
-        lines.append(f"failures: avflow failures {root}; mended? avflow resume {root} --failed")
-    lines.append(f"results:  {root} (avflow status {root}, avflow query {root} SQL)")
-    lines.append(f"charts:   avflow ui {root}")
+        lines.append(f"failures: avflow failures {run}; mended? avflow resume {run} --failed")
+    lines.append(f"results:  {root} (avflow status {run}, avflow query {run} SQL)")
+    lines.append(f"charts:   avflow ui {run}")
     return lines
 
 

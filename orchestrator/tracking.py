@@ -37,7 +37,7 @@ from avflow.orchestrator.errors import AvflowError
 from avflow.orchestrator.identity import digest, identity_fields
 from avflow.orchestrator.outcome import Outcome, is_complete, read_outcome
 from avflow.orchestrator.panels import category_statuses
-from avflow.orchestrator.paths import RunPaths, slug
+from avflow.orchestrator.paths import RunPaths, quoted, slug
 from avflow.orchestrator.results import TaskStatus
 from avflow.pathways.pathway import Pathway
 
@@ -384,5 +384,5 @@ def _mlflow_errors(uri: str, paths: RunPaths) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise TrackingError(
             f"MLflow at {uri} can't be written: {error}. The results in {paths.root} are not "
-            f"touched by this; publish them later with: avflow track {paths.root}"
+            f"touched by this; publish them later with: avflow track {quoted(paths.root)}"
         ) from error

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 from avflow.orchestrator.config import SweepConfig
 from avflow.orchestrator.errors import AvflowError
-from avflow.orchestrator.paths import RunPaths
+from avflow.orchestrator.paths import RunPaths, quoted
 from avflow.orchestrator.tracking import connect, tracking_uri
 
 HOST = "127.0.0.1"
@@ -52,13 +52,13 @@ def serve(
     uri = tracking_uri(paths, config)
     if config.mlflow.tracking_uri is None and not paths.mlflow.is_file():
         raise ServerError(
-            f"{paths.root} has no MLflow store yet; make it with: avflow track {paths.root}"
+            f"{paths.root} has no MLflow store yet; make it with: avflow track {quoted(paths.root)}"
         )
     experiment = connect(uri).get_experiment_by_name(config.name)
     if experiment is None:
         raise ServerError(
             f"MLflow at {uri} has no experiment {config.name!r}; publish it with: "
-            f"avflow track {paths.root}"
+            f"avflow track {quoted(paths.root)}"
         )
     if uri.startswith(("http://", "https://")):
         say(chart_link(uri, experiment.experiment_id))

@@ -6,9 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+
+from avflow.orchestrator.paths import quoted
 
 if TYPE_CHECKING:
     import polars as pl
@@ -16,11 +18,23 @@ if TYPE_CHECKING:
     from avflow.orchestrator.results import RunStatus
 
 WATCH_EVERY_S = 5.0
+_ANY_WIDTH = 60_000  # polars counts to 65,535
+
+_LONGEST_SHOWN = 60  # characters of a text in a terminal's table
 
 
-def plain_table(*columns: str, title: str | None = None) -> Table:
+def open_console() -> Console:
+    """Standard output, where names in brackets are just that, and no markup. What is no terminal
+    (a file, a pipe) has no width to wrap lines at."""
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _ANY_WIDTH
+    return console
+
+
+def plain_table(*columns: str) -> Table:
     """A plain table; columns whose name starts with `#` hold numbers."""
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         number = column.startswith("#")
         table.add_column(
@@ -42,21 +56,21 @@ def show_status(run: Path, *, watch: bool, as_json: bool) -> None:
         print(json.dumps(asdict(status(run))))
         return
     if not watch:
-        Console().print(_status_table(status(run)))
+        open_console().print(_told(status(run)))
         return
-    with Live(_status_table(status(run)), auto_refresh=False) as live:
+    with Live(_told(status(run)), console=open_console(), auto_refresh=False) as live:
         while True:
             now = status(run)
-            live.update(_status_table(now), refresh=True)
+            live.update(_told(now), refresh=True)
             if now.complete:
                 return
             time.sleep(WATCH_EVERY_S)
 
 
-def _status_table(now: "RunStatus") -> Table:
+def _told(now: "RunStatus") -> Group:
     driver = f"written now by {now.driver}" if now.driver else "no driver is running"
     waiting = now.jobs - now.jobs_done - now.jobs_running - now.jobs_failed
-    title = (
+    words = (
         f"{now.jobs:,} jobs: {now.jobs_done:,} done, {now.jobs_running:,} running, "
         f"{now.jobs_failed:,} failed, {waiting:,} waiting\n"
         f"{now.samples:,} samples: {now.samples_done:,} done ({now.samples_correct:,} answered "
@@ -64,19 +78,18 @@ def _status_table(now: "RunStatus") -> Table:
     )
     if now.extras:
         waiting = now.extras - now.extras_done - now.extras_failed
-        title += (
+        words += (
             f"{now.extras:,} interventions and probes: {now.extras_done:,} done, "
             f"{now.extras_failed:,} failed, {waiting:,} waiting\n"
         )
     table = plain_table(
-        "model", "data set", "task", "#samples", "#right", "#wrong", "#failed", "#to do",
-        title=title,
-    )  # fmt: skip
+        "model", "data set", "task", "#samples", "#right", "#wrong", "#failed", "#to do"
+    )
     for task in now.tasks:
         to_do = task.planned - task.right - task.wrong - task.failed
         numbers = (task.planned, task.right, task.wrong, task.failed, to_do)
         table.add_row(task.model, task.dataset, task.task, *map(thousands, numbers))
-    return table
+    return Group(words, table)
 
 
 def show_failures(run: Path, *, as_json: bool) -> None:
@@ -88,7 +101,7 @@ def show_failures(run: Path, *, as_json: bool) -> None:
         print(frame.write_json())
         return
     if frame.is_empty():
-        Console().print("Nothing has failed.")
+        print("Nothing has failed.")
         return
     table = plain_table("sample", "curve", "stage", "error", "message")
     for row in frame.iter_rows(named=True):
@@ -99,9 +112,8 @@ def show_failures(run: Path, *, as_json: bool) -> None:
             row["error"],
             row["message"],
         )
-    console = Console()
-    console.print(table)
-    console.print(f"\nTake them up again: avflow resume {run} --failed", highlight=False)
+    open_console().print(table)
+    print(f"\nTake them up again: avflow resume {quoted(run)} --failed")
 
 
 def show_frame(frame: "pl.DataFrame", output: Literal["table", "csv", "json"]) -> None:
@@ -114,8 +126,14 @@ def show_frame(frame: "pl.DataFrame", output: Literal["table", "csv", "json"]) -
         case "json":
             print(frame.write_json())
         case "table":
+            console = open_console()
             with pl.Config(
-                tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=60, tbl_hide_dataframe_shape=True
+                tbl_rows=-1,
+                tbl_cols=-1,
+                tbl_width_chars=console.width,
+                fmt_str_lengths=_LONGEST_SHOWN if console.is_terminal else _ANY_WIDTH,
+                fmt_table_cell_list_len=-1,
+                tbl_hide_dataframe_shape=True,
             ):
                 print(frame)
 
@@ -128,7 +146,7 @@ def show_datasets() -> None:
     for reader in readers():
         for task in about_tasks(reader):
             table.add_row(reader, task.name, task.layout, task.about)
-    Console().print(table)
+    open_console().print(table)
 
 
 def show_pathways() -> None:
@@ -138,4 +156,4 @@ def show_pathways() -> None:
     table = plain_table("name", "as figures print it", "kind of prompt", "in")
     for pathway in ALL:
         table.add_row(pathway.name, pathway.label, pathway.layout, ", ".join(pathway.figures))
-    Console().print(table)
+    open_console().print(table)

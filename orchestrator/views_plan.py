@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from avflow.orchestrator.estimate import CARDS, UTILISATION, Estimate, estimate, gpu_hours
-from avflow.orchestrator.views import plain_table, thousands
+from avflow.orchestrator.views import open_console, plain_table, thousands
 
 if TYPE_CHECKING:
     from avflow.orchestrator.measure import Measurement
@@ -44,7 +43,7 @@ def show_plan(
         more = {"memory_bytes": needed, "warnings": warnings}
         print(json.dumps(_numbers(plan, costs, total, measured) | more))
         return
-    console = Console()
+    console = open_console()
     console.print(_tasks_table(plan))
     if any(group.extras for group in plan.groups):
         console.print("", _extras_table(plan))
@@ -54,7 +53,6 @@ def show_plan(
         *map(str, memory),
         *(f"warning: {warning}" for warning in warnings),
         sep="\n",
-        highlight=False,
     )
 
 

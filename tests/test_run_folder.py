@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 from stored_run import curve_done, failure, make_plan, sample_done, write_unit
 
-from avflow.orchestrator import parts as parts_module
 from avflow.orchestrator.errors import ConfigError, IdentityMismatch, StoreError
 from avflow.orchestrator.paths import RunPaths
 from avflow.orchestrator.plan import Plan
@@ -165,8 +164,3 @@ def test_sessions_are_lines_and_a_torn_one_is_passed_over(paths: RunPaths, plan:
     lines = sessions(paths)
     assert [line["argv"][1] for line in lines] == ["sweep", "resume"]  # type: ignore[index]
     assert lines[0]["packages"]["pyarrow"] == pa.__version__  # type: ignore[index]
-
-
-@pytest.fixture(autouse=True)
-def _forget_warnings() -> None:
-    parts_module._warned.clear()

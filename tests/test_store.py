@@ -299,8 +299,3 @@ def test_a_killed_driver_leaves_whole_parts_a_free_folder_and_a_resume_to_the_bi
     assert remaining(make_plan(n), stored_state(paths)) == []
     assert sorted_cells(paths).equals(sorted_cells(whole))
     assert not list(paths.temporary.glob("*"))
-
-
-@pytest.fixture(autouse=True)
-def _forget_warnings() -> None:
-    parts_module._warned.clear()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub import Hub, serving
+from hub import COMMIT, Hub, serving
 from safetensors.torch import load_file, save_file
 from tiny_models import SHARDS, as_published
 
@@ -183,6 +183,11 @@ def test_of_a_hubs_checkpoint_only_what_is_loaded_is_fetched(tiny: Path, tmp_pat
         assert f"has no {SHARDS[1]}" in said
         assert not set(SHARDS) & set(hub.sent), "before any weights are fetched"
         hub.files[SHARDS[1]] = lost
+        lost = hub.files.pop("tokenizer.json")
+        _, said = on_hub(hub, tmp_path / "hf", "-c", ASKING)
+        assert f"Qwen/Tiny at {COMMIT} lacks files" in said
+        assert "no tokenizer.json" in said
+        hub.files["tokenizer.json"] = lost
         words = ("-m", "avflow", "models", "check", "Qwen/Tiny", "--dtype", "float32")
         status, said = on_hub(hub, tmp_path / "hf", *words)
         assert (status, "0 failed" in said) == (0, True), said

@@ -33,8 +33,9 @@ _SHOWN_CHARACTERS = 400  # of another library's message
 
 
 def describe(spec: ModelSpec) -> ModelInfo:
-    """What planning needs, from the config alone. Raises UnsupportedModelError."""
-    with _naming(spec, "config.json can't be read as one"):
+    """What planning needs, from all of a checkpoint's files but its weights, whose presence is
+    checked. Raises UnsupportedModelError."""
+    with _naming(spec):
         return _family(spec).describe(spec)
 
 
@@ -51,12 +52,12 @@ def load(spec: ModelSpec, *devices: torch.device | str) -> LoadedModel:
         )
     if all(place.startswith("cuda") for place in places):
         check_room(spec, describe(spec), longest_prompt_of(spec), places)
-    with _naming(spec, "files can't be loaded as those"):
+    with _naming(spec):
         return family.load(spec, places)
 
 
 @contextmanager
-def _naming(spec: ModelSpec, what: str) -> Iterator[None]:
+def _naming(spec: ModelSpec) -> Iterator[None]:
     """What libraries raise over a checkpoint's files, in our words. Errors of the machine (memory,
     a device, a disk) are let through: another machine, or another try, may do."""
     try:
@@ -68,7 +69,7 @@ def _naming(spec: ModelSpec, what: str) -> Iterator[None]:
             raise
         said = " ".join(str(error).split())[:_SHOWN_CHARACTERS]
         raise UnsupportedModelError(
-            f"model {spec.name}: {spec.path}: its {what} of {spec.family}: "
+            f"model {spec.name}: {spec.path}: its files can't be read as those of {spec.family}: "
             f"{type(error).__name__}: {said}"
         ) from error
 

@@ -5,7 +5,7 @@ Shapes: B batch, N prompt tokens, D hidden size, L decoder layers, V vocabulary.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from avflow.datasets.media import DecodedMedia, MediaSpec
 from avflow.datasets.sample import LayoutKind, Sample
 from avflow.pathways.layout import Layout, LayoutError
+
+if TYPE_CHECKING:  # a plan is made without it
+    from transformers import PreTrainedConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 ATTENTIONS = ("sdpa", "eager")  # that transformers gives a mask to, and the engine was held to
@@ -62,7 +65,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What planning needs to know of a checkpoint, read from its config without its weights.
+    """What planning needs to know of a checkpoint, read without its weights.
 
     `head_size` is of one attention head; `parameters` counts what is loaded, encoders included.
     `digest` is a sha256 of config and weight-file identities: equal digests mean equal models.
@@ -135,7 +138,7 @@ class Decoder:
     rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     norm: nn.Module
     lm_head: nn.Module
-    config: object
+    config: "PreTrainedConfig"
 
 
 class LoadedModel(Protocol):
@@ -211,7 +214,7 @@ class Family:
     """A kind of checkpoint that can be run.
 
     `about` is a line for people; `model_types` are those of config.json that it knows; `describe`
-    reads a config without weights; `load` puts a checkpoint on one or more devices ("cpu",
+    reads all of a checkpoint but its weights; `load` puts one on one or more devices ("cpu",
     "cuda:0", ...). Both raise UnsupportedModelError. `own_frame_tokens` of a frame pair at most,
     where `ModelSpec.frame_tokens` is None; 0: it takes no video. `layouts`: the kinds of prompt
     that it takes, so that a plan can warn of the others.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avflow.workers.models.base import ModelSpec, NotNowError, UnsupportedModelError
+from avflow.workers.models.prompt_files import Needed, refuse_missing
 
 TESTBED = Path(__file__).with_name("testbed")
 INDEX = "model.safetensors.index.json"
@@ -59,27 +60,31 @@ def _is_hub_id(path: str) -> bool:
     return len(parts) == 2 and all(parts) and not path.startswith((".", "~", os.sep))
 
 
-def read_config(spec: ModelSpec, unused: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
-    """The checkpoint's config.json and its digest (sha256, hex). Checks that its weights are there.
+def read_config(
+    spec: ModelSpec, unused: Sequence[str] = (), needed: Sequence[Needed] = ()
+) -> tuple[dict[str, Any], str]:
+    """The checkpoint's config.json and its digest (sha256, hex). Checks that its files are there.
 
-    `unused`: prefixes of the tensors that are not loaded. A folder's digest covers its config,
-    tokenizer, processor and template files and the weight files that are loaded: whole, or of
-    large ones size and both ends. A hub checkpoint's covers config and commit.
-    Raises UnsupportedModelError for a wrong revision, a broken config.json, and for weight files
-    that are missing, cut short or no safetensors, all by name.
+    `unused`: prefixes of the tensors that are not loaded; `needed`: what there must be beside the
+    weights. A folder's digest covers its config, tokenizer, processor and template files and the
+    weight files that are loaded: whole, or of large ones size and both ends. A hub checkpoint's
+    covers config and commit.
+    Raises UnsupportedModelError for a wrong revision, a broken config.json, and for files that
+    are missing or weight files that are cut short or no safetensors, all by name.
     """
     path = resolve_path(spec)
     digest = hashlib.sha256()
     if os.path.isabs(path):
         folder = Path(path)
         weights = weight_files(spec, folder, unused)
+        refuse_missing(spec, path, os.listdir(folder), needed)
         for file in sorted(folder.iterdir()):
             if file.suffix in _DESCRIBING or file.name in weights:
                 digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
                 _hash_file(file, digest)
     else:
         folder = _fetch_config(spec, path).parent
-        _check_published(spec, path, folder, unused)
+        _check_published(spec, path, folder, unused, needed)
         # The cache keeps a file under snapshots/<commit>/: a branch's name would not identify it.
         digest.update(f"{path}\0{folder.name}\0".encode())
         _hash_file(folder / "config.json", digest)
@@ -91,6 +96,13 @@ def model_type(spec: ModelSpec) -> str:
     path = resolve_path(spec)
     folder = Path(path) if os.path.isabs(path) else _fetch_config(spec, path).parent
     return str(_json(spec, folder / "config.json").get("model_type"))
+
+
+def describing_folder(spec: ModelSpec) -> Path:
+    """A folder that holds the checkpoint's config, tokenizer and processor files; of a hub
+    checkpoint no weights are fetched. Raises UnsupportedModelError as `read_config` does."""
+    path = resolve_path(spec)
+    return Path(path) if os.path.isabs(path) else _fetch_describing(spec, path)
 
 
 @contextmanager
@@ -191,12 +203,16 @@ def _fetch_config(spec: ModelSpec, hub_id: str) -> Path:
         return Path(hf_hub_download(hub_id, "config.json", revision=spec.revision))
 
 
-def _check_published(spec: ModelSpec, hub_id: str, folder: Path, unused: Sequence[str]) -> None:
-    """That the hub lists every weight file, or, without a network, that the cache holds them."""
+def _check_published(
+    spec: ModelSpec, hub_id: str, folder: Path, unused: Sequence[str], needed: Sequence[Needed]
+) -> None:
+    """That the hub lists all files, or, without a network, that the cache holds them."""
     from huggingface_hub import HfApi, hf_hub_download
 
+    where = f"{hub_id} at {folder.name}"
     if _is_offline():
         weight_files(spec, folder, unused)
+        refuse_missing(spec, f"the local cache of {where}", os.listdir(folder), needed)
         return
     try:
         with _asking(spec, hub_id):
@@ -209,23 +225,32 @@ def _check_published(spec: ModelSpec, hub_id: str, folder: Path, unused: Sequenc
         return  # all of it was fetched before
     if missing := sorted(set(_weight_names(spec, folder, unused)) - set(listed)):
         raise UnsupportedModelError(
-            f"model {spec.name}: {hub_id} at {folder.name} has no {', '.join(missing)}; only "
-            "safetensors are loaded"
+            f"model {spec.name}: {where} has no {', '.join(missing)}; only safetensors are loaded"
         )
+    refuse_missing(spec, where, listed, needed)
+
+
+def _fetch_describing(spec: ModelSpec, hub_id: str) -> Path:
+    """The snapshot's folder with all but weights in it; offline, with what is there of it."""
+    from huggingface_hub import snapshot_download
+
+    folder = _fetch_config(spec, hub_id).parent
+    if not _is_offline():
+        describing = [f"*{suffix}" for suffix in _DESCRIBING]
+        with _asking(spec, hub_id):
+            snapshot_download(hub_id, revision=folder.name, allow_patterns=describing)
+    return folder
 
 
 def _download(spec: ModelSpec, hub_id: str, unused: Sequence[str]) -> Path:
     """The snapshot's folder with all that is loaded in it; offline, with what is there of it."""
     from huggingface_hub import snapshot_download
 
-    config = _fetch_config(spec, hub_id)
-    if _is_offline():
-        return config.parent
-    commit, describing = config.parent.name, [f"*{suffix}" for suffix in _DESCRIBING]
-    with _asking(spec, hub_id):
-        folder = Path(snapshot_download(hub_id, revision=commit, allow_patterns=describing))
+    folder = _fetch_describing(spec, hub_id)
+    if not _is_offline():
         weights = list(_weight_names(spec, folder, unused))
-        snapshot_download(hub_id, revision=commit, allow_patterns=weights)
+        with _asking(spec, hub_id):
+            snapshot_download(hub_id, revision=folder.name, allow_patterns=weights)
     return folder
 
 

@@ -9,6 +9,7 @@ config and tokenizer. Runs with transformers 5.17 and 5.23.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,16 +30,17 @@ from avflow.workers.models.base import (
     UnsupportedModelError,
     with_media,
 )
-from avflow.workers.models.checkpoint import local_folder
+from avflow.workers.models.checkpoint import describing_folder, local_folder
 from avflow.workers.models.placement import device_map, named
 from avflow.workers.models.qwen2_5_omni_config import (
     FRAME_TOKENS,
     MODEL_TYPES,
     UNUSED,
     check_agreement,
-    describe,
     media_spec,
     meta_thinker,
+    sizes,
+    thinker_config,
 )
 from avflow.workers.models.qwen2_5_omni_prompt import (
     PromptMaker,
@@ -87,37 +89,58 @@ class QwenOmni:
         return embed(self, prepared, features)
 
 
+def describe(spec: ModelSpec) -> ModelInfo:
+    """What planning needs. Everything but the weights is read, so that what is wrong with it is
+    known before a sweep starts: raises UnsupportedModelError, as `load` does."""
+    info = sizes(spec)
+    _maker(spec, describing_folder(spec))
+    return info
+
+
+def _maker(spec: ModelSpec, folder: Path) -> PromptMaker:
+    """The checkpoint's processor, found to agree with its config, with the spec's settings."""
+    import transformers
+
+    hf: Any = transformers
+    processor = hf.Qwen2_5OmniProcessor.from_pretrained(folder)
+    config = thinker_config(_config(folder))
+    check_agreement(spec, config, processor)
+    system = DEFAULT_SYSTEM_PROMPT if spec.system_prompt is None else spec.system_prompt
+    return prompt_maker(processor, config, media_spec(spec, processor), system)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
 def load(spec: ModelSpec, devices: Sequence[str]) -> QwenOmni:
     """Weights (safetensors alone, no code from the checkpoint) and processor.
 
-    The prompt enters on the first device. Raises UnsupportedModelError for a config or
-    weights this family can't run.
+    The prompt enters on the first device. Raises UnsupportedModelError for a config, weights or
+    a processor this family can't run.
     """
     import transformers
 
     hf: Any = transformers
-    info = describe(spec)
+    info = sizes(spec)
     # Its bar would be drawn over the sweep's own progress.
     hf.utils.logging.disable_progress_bar()
     with local_folder(spec, UNUSED) as folder:
-        processor = hf.Qwen2_5OmniProcessor.from_pretrained(folder)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        maker = _maker(spec, folder)
         model, report = hf.Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
             folder,
             dtype=DTYPES[spec.dtype],
             # The encoders keep sdpa: a plain string would reach them too.
             attn_implementation={"text_config": spec.attention},
-            device_map=device_map(_parts(meta_thinker(config)), devices),
+            device_map=device_map(_parts(meta_thinker(_config(folder))), devices),
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )
     _refuse_other_weights(spec, report)
-    check_agreement(spec, model.config, processor)
     model.eval().requires_grad_(False)
     text = _text_model(model)
-    media = media_spec(spec, processor)
-    system = DEFAULT_SYSTEM_PROMPT if spec.system_prompt is None else spec.system_prompt
     return QwenOmni(
         spec=spec,
         info=info,
@@ -129,9 +152,9 @@ def load(spec: ModelSpec, devices: Sequence[str]) -> QwenOmni:
             config=text.config,
         ),
         hf_model=model,
-        media_spec=media,
+        media_spec=maker.media_spec,
         device=torch.device(devices[0]),
-        maker=prompt_maker(processor, model.config, media, system),
+        maker=maker,
     )
 
 

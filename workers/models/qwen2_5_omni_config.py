@@ -18,6 +18,12 @@ from avflow.workers.models.configs import (
     unknown_rope,
     unknown_values,
 )
+from avflow.workers.models.prompt_files import (
+    CHAT_TEMPLATE,
+    PROCESSOR,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+)
 
 MODEL_TYPES = ("qwen2_5_omni", "qwen2_5_omni_thinker")  # a full model's, a thinker's own
 UNUSED = ("talker.", "token2wav.")  # tensors of a full checkpoint's speech side
@@ -26,10 +32,13 @@ FRAME_TOKENS = 768
 _FRAME_MAX_PIXELS = FRAME_TOKENS * 28 * 28
 
 
-def describe(spec: ModelSpec) -> ModelInfo:
-    """Sizes and digest from config.json. Raises UnsupportedModelError, naming every bad key."""
+def sizes(spec: ModelSpec) -> ModelInfo:
+    """Sizes and digest from config.json. Raises UnsupportedModelError, naming every bad key, and
+    every file that is missing."""
     _refuse_foreign_options(spec)
-    config, digest = read_config(spec, UNUSED)
+    config, digest = read_config(
+        spec, UNUSED, (TOKENIZER, TOKENIZER_CONFIG, PROCESSOR, CHAT_TEMPLATE)
+    )
     text = _text_config(spec, config)
     return model_info(text, meta_thinker(config), digest)
 
@@ -44,14 +53,21 @@ def _refuse_foreign_options(spec: ModelSpec) -> None:
         )
 
 
+def thinker_config(config: Mapping[str, Any]) -> Any:
+    """The thinker's part of a config.json, its own or a full model's."""
+    import transformers
+
+    hf: Any = transformers
+    return hf.Qwen2_5OmniThinkerConfig.from_dict(config.get("thinker_config", config))
+
+
 def meta_thinker(config: Mapping[str, Any]) -> Any:
     """The official thinker that this config.json describes, without memory for its weights."""
     import transformers
 
     hf: Any = transformers
-    thinker = hf.Qwen2_5OmniThinkerConfig.from_dict(config.get("thinker_config", config))
     with torch.device("meta"):
-        return hf.Qwen2_5OmniThinkerForConditionalGeneration(thinker)
+        return hf.Qwen2_5OmniThinkerForConditionalGeneration(thinker_config(config))
 
 
 def _text_config(spec: ModelSpec, config: dict[str, Any]) -> dict[str, Any]:

@@ -30,12 +30,12 @@ from avflow.workers.models.base import (
     with_media,
 )
 from avflow.workers.models.base import embed as embed_alone
-from avflow.workers.models.checkpoint import local_folder
+from avflow.workers.models.checkpoint import describing_folder, local_folder
 from avflow.workers.models.placement import device_map, named
 from avflow.workers.models.video_salmonn2_config import (
     FRAME_TOKENS,
     MODEL_TYPES,
-    describe,
+    sizes,
 )
 from avflow.workers.models.video_salmonn2_prompt import (
     CLOSING,
@@ -108,20 +108,37 @@ class VideoSalmonn:
         )
 
 
+def describe(spec: ModelSpec) -> ModelInfo:
+    """What planning needs. Everything but the weights is read, so that what is wrong with it is
+    known before a sweep starts: raises UnsupportedModelError, as `load` does."""
+    info = sizes(spec)
+    _maker(spec, describing_folder(spec))
+    return info
+
+
+def _maker(spec: ModelSpec, folder: Path) -> PromptMaker:
+    """The checkpoint's tokenizer, found to agree with its config, with the spec's settings."""
+    refuse_adapter(spec, folder)
+    config = _config(folder)
+    return prompt_maker(spec, config, _tokenizer(spec, str(folder), config))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
 def load(spec: ModelSpec, devices: Sequence[str]) -> VideoSalmonn:
     """Weights (safetensors alone, no code from the checkpoint) and tokenizer.
 
     The prompt enters on the first device. Raises UnsupportedModelError for a config,
     tokenizer or weights this family can't run.
     """
-    info = describe(spec)
+    info = sizes(spec)
     with local_folder(spec) as folder:
-        refuse_adapter(spec, folder)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tokenizer = _tokenizer(spec, str(folder), config)
-        model = _model(spec, folder, config, devices)
+        maker = _maker(spec, folder)
+        model = _model(spec, folder, _config(folder), devices)
     text = model.model.language_model
-    maker = prompt_maker(spec, config, tokenizer)
     return VideoSalmonn(
         spec=spec,
         info=info,

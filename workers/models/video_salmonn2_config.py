@@ -15,6 +15,7 @@ from avflow.workers.models.configs import (
     unknown_rope,
     unknown_values,
 )
+from avflow.workers.models.prompt_files import TOKENIZER, TOKENIZER_CONFIG
 from avflow.workers.models.video_salmonn2_weights import refuse_adapter, refuse_adapter_id
 
 MODEL_TYPES = ("qwen2_5_vl",)  # the authors kept the name of what they built upon
@@ -57,11 +58,12 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def describe(spec: ModelSpec) -> ModelInfo:
-    """Sizes and digest from config.json. Raises UnsupportedModelError, naming every bad key."""
+def sizes(spec: ModelSpec) -> ModelInfo:
+    """Sizes and digest from config.json. Raises UnsupportedModelError, naming every bad key, and
+    every file that is missing."""
     refuse_adapter_id(spec)
     refuse_adapter(spec, Path(spec.path).expanduser())
-    config, digest = read_config(spec)
+    config, digest = read_config(spec, needed=(TOKENIZER, TOKENIZER_CONFIG))
     check_config(spec, config)
     from avflow.workers.models.video_salmonn2_net import meta_model
 

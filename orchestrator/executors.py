@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.policy import FailureKind
 from avflow.workers.actor import ModelWorker
-from avflow.workers.decode import decode_unit
-from avflow.workers.protocol import Event, UnitSpec
+from avflow.workers.decode import Decoded, decode_unit, same_media
+from avflow.workers.protocol import Event, UnitFailure, UnitSpec
 
 if TYPE_CHECKING:
     from avflow.workers.models.base import ModelSpec
@@ -115,6 +115,7 @@ class _LocalWorker:
     loaded: ModelWorker | None = None
     units: deque[UnitSpec] = field(default_factory=deque)
     stream: Iterator[Event] | None = None
+    last: tuple[UnitSpec, Decoded] | None = None  # the media that were decoded last
 
 
 class LocalExecutor:
@@ -200,8 +201,7 @@ class LocalExecutor:
         unit = worker.units[0]
         try:
             if worker.stream is None:
-                decoded = decode_unit(unit, loaded.about()[0])
-                worker.stream = loaded.run_unit(unit, decoded)
+                worker.stream = loaded.run_unit(unit, _decoded(unit, worker, loaded))
             event = next(worker.stream, None)
         except Exception as error:  # as on Ray: what a unit raises, and does not yield, is fatal
             kind = FailureKind.HOST_MEMORY if isinstance(error, MemoryError) else FailureKind.FATAL
@@ -217,3 +217,14 @@ class LocalExecutor:
         text = "".join(traceback.format_exception(error))
         message = f"{type(error).__name__}: {error}"
         return Died(worker=name, kind=kind, message=message, traceback=text)
+
+
+def _decoded(unit: UnitSpec, worker: _LocalWorker, loaded: ModelWorker) -> Decoded | UnitFailure:
+    """The unit's media; those of the unit before it, if they are the same."""
+    if worker.last is not None and same_media(worker.last[0], unit):
+        return worker.last[1]
+    worker.last = None  # not both in memory
+    decoded = decode_unit(unit, loaded.about()[0])
+    if isinstance(decoded, Decoded):
+        worker.last = unit, decoded
+    return decoded

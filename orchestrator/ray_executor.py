@@ -16,8 +16,8 @@ from avflow.orchestrator.cluster import (
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.executors import Died, Ended, ExecutorEvent, Ready, Yielded
 from avflow.orchestrator.policy import FailureKind
-from avflow.workers.actor import ModelWorker, start_actor, submit_unit
-from avflow.workers.decode import decode_failure
+from avflow.workers.actor import ModelWorker, decode_ahead, start_actor, submit_unit
+from avflow.workers.decode import decode_failure, same_media
 from avflow.workers.protocol import UnitFailure, UnitSpec
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class _Flight:
     stream: Any  # ObjectRefGenerator of Event
     decoded: Any  # ObjectRef of Decoded | UnitFailure
     given_up: float | None = None  # seconds: when its decoding was cancelled
+    spoilt: bool = False  # its media could not be decoded: another try begins anew
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +49,11 @@ class _RayWorker:
         if self.media_spec is None:
             return self.about
         return self.flights[0].stream if self.flights else None
+
+    def spoil(self, decoded: Any) -> None:
+        """Share these media with no unit more: they could not be decoded."""
+        for flight in self.flights:
+            flight.spoilt = flight.spoilt or flight.decoded == decoded
 
 
 class RayExecutor:
@@ -111,7 +117,9 @@ class RayExecutor:
         known = self._workers[worker]
         if known.media_spec is None:
             raise ValueError(f"worker {worker} has not loaded its model yet")
-        stream, decoded = submit_unit(known.actor, unit, known.media_spec)
+        alike = [f for f in known.flights if same_media(f.unit, unit) and not f.spoilt]
+        decoded = alike[0].decoded if alike else decode_ahead(unit, known.media_spec)
+        stream = submit_unit(known.actor, unit, decoded)
         known.flights.append(_Flight(unit=unit, stream=stream, decoded=decoded))
 
     def poll(self, timeout_s: float) -> list[ExecutorEvent]:
@@ -203,7 +211,10 @@ class RayExecutor:
                 worker.media_spec, where, worker.node = ray.get(worker.about)
                 return Ready(worker=name, where=where, node=worker.node)
             flight = worker.flights[0]
-            return Yielded(worker=name, event=ray.get(next(flight.stream)))
+            event = ray.get(next(flight.stream))
+            if isinstance(event, UnitFailure) and event.stage == "decode":
+                worker.spoil(flight.decoded)
+            return Yielded(worker=name, event=event)
         except StopIteration:
             worker.flights.popleft()
             return Ended(worker=name, unit_id=flight.unit.unit_id)
@@ -218,6 +229,7 @@ class RayExecutor:
         of_media = bool(worker.flights) and not isinstance(error, RayActorError)
         if of_media and (cause := _decoding_error(worker.flights[0])) is not None:
             flight = worker.flights.popleft()
+            worker.spoil(flight.decoded)
             return Yielded(worker=name, event=_decode_crash(flight, cause))
         kind = death_kind(error)
         if kind is FailureKind.WORKER_DEATH and name in self.leaving():

@@ -72,6 +72,9 @@ def faulty_worker() -> type[ModelWorker]:
             return SPEC, f"{socket.gethostname()}:{os.getpid()}", ray_node()
 
         def run_unit(self, unit: UnitSpec, decoded: Decoded | UnitFailure) -> Iterator[Event]:
+            from avflow.workers.decode import as_own
+
+            decoded = as_own(unit, decoded)
             if isinstance(decoded, UnitFailure):
                 yield decoded
                 return

@@ -16,9 +16,10 @@ from media_files import SPEC, even, levels, write_video
 from PIL import Image
 
 from avflow.datasets.decoder import Decoder
-from avflow.datasets.media import MediaError, decode_media
+from avflow.datasets.media import MediaError, MediaSpec, decode_media
 from avflow.datasets.sample import MediaPart
-from avflow.workers.decode import Decoded, decode_unit, media_notes
+from avflow.orchestrator.executors import LocalExecutor
+from avflow.workers.decode import Decoded, as_own, decode_unit, media_notes, same_media
 from avflow.workers.protocol import UnitFailure, UnitSpec
 
 BIG = MediaPart(kind="image", path="big.jpg")
@@ -192,6 +193,52 @@ def test_a_unit_fails_as_data_and_the_next_one_is_decoded(root: Path, tmp_path: 
     assert isinstance(failed, UnitFailure)
     assert (failed.stage, failed.error, failed.retryable) == ("decode", "MediaError", False)
     assert isinstance(decode_unit(of("small.mp4"), SPEC), Decoded)
+
+
+def test_without_ray_too_samples_about_one_file_have_it_decoded_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from faulty import coordinate, faulty_worker, unit
+
+    asked: list[str] = []
+
+    def decode(unit: UnitSpec, spec: MediaSpec) -> Decoded | UnitFailure:
+        asked.append(unit.unit_id)
+        return decode_unit(unit, spec)
+
+    monkeypatch.setattr("avflow.orchestrator.executors.decode_unit", decode)
+    (root / "noise.mp4").write_bytes(b"no video at all")
+    units = [
+        unit(f"{i}-{path}", root, media=path)
+        for path in ("small.mp4", "noise.mp4")
+        for i in range(2)
+    ]
+    units = [replace(u, sample=replace(u.sample, media_group=u.unit_id[2:])) for u in units]
+    local = LocalExecutor(threads=1, worker_class=faulty_worker())
+    _, notes = coordinate(units, local)
+    assert sorted(asked) == ["0-noise.mp4", "0-small.mp4", "1-noise.mp4"], "a failure is not kept"
+    assert set(notes.samples) == {"0-small.mp4", "1-small.mp4"}
+
+
+def test_whose_decoding_it_was(root: Path) -> None:
+    from faulty import unit
+
+    first, second = (unit(name, root, media="small.mp4") for name in "ab")
+    decoded = decode_unit(first, SPEC)
+    assert isinstance(decoded, Decoded)
+    assert decoded.seconds > 0
+    assert as_own(first, decoded) is decoded
+    shared = as_own(second, decoded)
+    assert shared == replace(decoded, unit_id="b", seconds=0)
+    assert same_media(first, second)
+    others = (
+        unit("c", root, media="noise.mp4"),
+        unit("c", root / "other", media="small.mp4"),
+        replace(second, decode_timeout_s=1.0),
+        replace(second, sample=replace(second.sample, parts=(SMALL,))),
+    )
+    assert not any(same_media(first, other) for other in others)
+    assert not same_media(unit("a", root), unit("b", root)), "there is nothing to share"
 
 
 def test_a_sweep_may_limit_its_units_otherwise_than_the_model_does(root: Path) -> None:

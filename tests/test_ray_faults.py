@@ -4,10 +4,12 @@ import os
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from faulty import KEYS, coordinate, faulty_worker, once, ran, unit
+from media_files import write_video
 
 from avflow.datasets.media import MediaSpec
 from avflow.orchestrator.cluster import start_ray
@@ -97,6 +99,35 @@ def test_media_that_break_crash_or_block_the_decoder_cost_their_sample(
     }
     assert {d.failure.stage for d in notes.failures} == {"decode"}
     assert outcome.failures == 4
+
+
+def test_media_of_several_samples_are_decoded_once(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "a.mp4", [0, 0.5])
+    write_video(tmp_path / "b.mp4", [0, 0.5])
+    (tmp_path / "broken.mp4").write_bytes(b"no video at all")
+
+    def decode(unit: UnitSpec, spec: MediaSpec) -> Decoded | UnitFailure:
+        with (Path(unit.data_root) / f"{unit.sample.media[0].path}.decoded").open("a") as file:
+            file.write(f"{unit.unit_id}\n")
+        return decode_unit(unit, spec)
+
+    monkeypatch.setattr("avflow.workers.actor.decode_unit", decode)
+    plain = [
+        unit(f"{m}{i}", tmp_path, media=f"{m}.mp4") for m in ("a", "b", "broken") for i in range(3)
+    ]
+    units = [
+        replace(u, sample=replace(u.sample, media_group=u.sample.media[0].path)) for u in plain
+    ]
+    outcome, notes = coordinate(units, on_ray(1))
+    assert notes.curves == once([f"{media}{i}" for media in "ab" for i in range(3)])
+    for media in "ab":
+        (only,) = (tmp_path / f"{media}.mp4.decoded").read_text().split()
+        assert only.startswith(media)
+    failed = Counter((d.unit.unit_id, d.failure.unit_id, d.failure.error) for d in notes.failures)
+    assert failed == Counter((f"broken{i}", f"broken{i}", "MediaError") for i in range(3))
+    assert outcome.failures == 3
 
 
 @pytest.mark.parametrize(

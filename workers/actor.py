@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from avflow.datasets.media import MediaSpec
-from avflow.workers.decode import Decoded, decode_unit
+from avflow.workers.decode import Decoded, as_own, decode_unit
 from avflow.workers.protocol import Event, UnitFailure, UnitSpec
 
 if TYPE_CHECKING:
@@ -56,9 +56,13 @@ class ModelWorker:
         return self.model.media_spec, f"{socket.gethostname()}:{os.getpid()}", _ray_node_id()
 
     def run_unit(self, unit: UnitSpec, decoded: Decoded | UnitFailure) -> Iterator[Event]:
-        """The unit's events as they come; raises only what ruins the worker."""
+        """The unit's events as they come; raises only what ruins the worker.
+
+        `decoded` may be that of another unit about the same media.
+        """
         from avflow.workers.run_unit import run_unit
 
+        decoded = as_own(unit, decoded)
         if isinstance(decoded, UnitFailure):
             yield decoded
         else:
@@ -96,20 +100,22 @@ def start_actor(
     return placed.remote(name, spec, devices, threads)
 
 
-def submit_unit(actor: Any, unit: UnitSpec, spec: MediaSpec) -> tuple[Any, Any]:
-    """Queue a unit on its actor; its media are decoded meanwhile on any CPU.
-
-    Returns the stream of the unit's events and the reference to the decoded media.
-    """
+def decode_ahead(unit: UnitSpec, spec: MediaSpec) -> Any:
+    """Decode a unit's media on any CPU: the reference to `Decoded | UnitFailure`."""
     import ray
 
     label = f"{unit.sample.dataset}/{unit.sample.sample_id}"
     decode = ray.remote(decode_unit).options(
         name=f"decode {label}", num_cpus=1, max_retries=0, scheduling_strategy="SPREAD"
     )
-    decoded = decode.remote(unit, spec)
+    return decode.remote(unit, spec)
+
+
+def submit_unit(actor: Any, unit: UnitSpec, decoded: Any) -> Any:
+    """Queue a unit on its actor, with a reference to its media: the stream of its events."""
+    label = f"{unit.sample.dataset}/{unit.sample.sample_id}"
     run = actor.run_unit.options(name=f"run {label}", num_returns="streaming")
-    return run.remote(unit, decoded), decoded
+    return run.remote(unit, decoded)
 
 
 def _ray_node_id() -> str:

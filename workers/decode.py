@@ -20,8 +20,10 @@ from avflow.workers.protocol import UnitFailure, UnitSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """A sample's media in the order of `sample.media`, and the seconds it took."""
+    """A sample's media in the order of `sample.media`, and the seconds it took. `unit_id` is the
+    unit's that they were decoded for; a unit about the same media may be given them, too."""
 
+    unit_id: str
     media: tuple[DecodedMedia, ...]
     seconds: float
 
@@ -35,7 +37,24 @@ def decode_unit(unit: UnitSpec, spec: MediaSpec) -> Decoded | UnitFailure:
         media = _decoder().decode_sample(Path(unit.data_root), unit.sample, spec)
     except Exception as error:  # the file boundary: whatever a bad file raises fails its sample
         return decode_failure(unit, error)
-    return Decoded(media=media, seconds=time.perf_counter() - began)
+    return Decoded(unit_id=unit.unit_id, media=media, seconds=time.perf_counter() - began)
+
+
+def same_media(one: UnitSpec, other: UnitSpec) -> bool:
+    """Whether what is decoded for the one, for the same model, will do for the other."""
+    return bool(one.sample.media) and (
+        (one.data_root, one.decode_timeout_s, one.sample.media)
+        == (other.data_root, other.decode_timeout_s, other.sample.media)
+    )
+
+
+def as_own(unit: UnitSpec, decoded: Decoded | UnitFailure) -> Decoded | UnitFailure:
+    """What was perhaps decoded for another unit, as this one's: its failure, or in no time."""
+    if decoded.unit_id == unit.unit_id:
+        return decoded
+    if isinstance(decoded, UnitFailure):
+        return replace(decoded, unit_id=unit.unit_id)
+    return replace(decoded, unit_id=unit.unit_id, seconds=0.0)
 
 
 @functools.cache

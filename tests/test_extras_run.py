@@ -1,6 +1,7 @@
 """A unit's interventions and probes as events, against the unmodified model."""
 
 import pickle
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -194,7 +195,7 @@ def test_a_failing_extra_is_a_failure_of_its_own(
     def broken(*_: Any) -> Any:
         raise RuntimeError("no norms today")
 
-    monkeypatch.setattr(probes._Norms, "on_input", broken)
+    monkeypatch.setitem(probes._OF_INPUT, "norms", broken)
     wrong_kind = Pathway(
         name="strange", layout="interleaved", sources=("candidates",), targets=("last",)
     )
@@ -223,20 +224,80 @@ def test_a_failing_extra_is_a_failure_of_its_own(
     assert isinstance(events[-1], SampleDone)
 
 
-def test_a_broken_walk_fails_its_probes_and_a_ruined_worker_raises(
-    model: InMemory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(extras, "run_probes", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+def raising(error: type[Exception]) -> Any:
+    def broken(*_: Any) -> Any:
+        raise error("gone")
+
+    return broken
+
+
+def test_a_ruined_worker_raises(model: InMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(probes._OF_ATTENTION, "attention_map", raising(OSError))
     events = run(model, asking(*TABLE_4[:1], *PROBES))
-    assert [e.curve for e in events if isinstance(e, UnitFailure)] == [p.key for p in PROBES]
-    assert all(e.retryable for e in events if isinstance(e, UnitFailure))
-
-    def ruined(*_: Any) -> Any:
-        raise MemoryError
-
-    monkeypatch.setattr(extras, "timed_prefill", ruined)
+    (lost,) = [e for e in events if isinstance(e, UnitFailure)]
+    assert (lost.curve, lost.stage, lost.retryable) == ("probe/attention_map", "probe", True)
+    monkeypatch.setitem(probes._OF_ATTENTION, "attention_map", raising(MemoryError))
+    with pytest.raises(MemoryError):
+        run(model, asking(*PROBES))
+    monkeypatch.setattr(extras, "timed_prefill", raising(MemoryError))
     with pytest.raises(MemoryError):
         run(model, asking(*TABLE_4[:1]))
+
+
+def positions_run(model: InMemory, spec: UnitSpec) -> tuple[list[Event], list[tuple[int, int]]]:
+    """A unit's events, and (layer, positions) of every call of an official layer."""
+    calls: list[tuple[int, int]] = []
+
+    def noting(layer: int) -> Any:
+        return lambda _module, args, _out: calls.append((layer, args[0][..., 0].numel()))
+
+    with ExitStack() as hooks:
+        for i, layer in enumerate(model.decoder.layers):
+            hooks.callback(layer.register_forward_hook(noting(i)).remove)
+        return run(model, spec), calls
+
+
+def test_probes_take_no_pass_of_their_own_and_change_nothing(model: InMemory) -> None:
+    work = (*TABLE_1, TABLE_4[1])
+    curves = (curve("video_to_question"), curve("question_to_last"))
+    without, plain_calls = positions_run(model, asking(*work, curves=curves))
+    events, calls = positions_run(model, asking(*work, *PROBES, curves=curves))
+    assert calls == plain_calls, "not a token-layer more"
+    whole = model.layout.n_tokens
+    assert calls[:N_LAYERS] == [(layer, whole) for layer in range(N_LAYERS)]
+    assert [type(e) for e in events].count(ProbeDone) == len(PROBES)
+    for mine, theirs in zip(
+        [e for e in events if not isinstance(e, ProbeDone)], without, strict=True
+    ):
+        assert type(mine) is type(theirs)
+        if isinstance(mine, CurveDone | InterventionDone | SampleDone):
+            assert mine.p_options.tobytes() == theirs.p_options.tobytes()
+            assert mine.p_base == theirs.p_base
+
+
+def test_a_unit_of_probes_alone_runs_one_pass(model: InMemory) -> None:
+    events, calls = positions_run(model, asking(*PROBES))
+    assert calls == [(layer, model.layout.n_tokens) for layer in range(N_LAYERS)]
+    assert [type(e) for e in events] == [ProbeDone] * 4 + [SampleDone]
+    assert events[-1].token_layers == N_LAYERS * model.layout.n_tokens
+
+
+def test_seconds_of_probes_are_not_the_prefills(
+    model: InMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = probes._OF_ATTENTION["last_attention"]
+
+    def slow(*seen: Any) -> Any:
+        time.sleep(0.1)
+        return real(*seen)
+
+    monkeypatch.setitem(probes._OF_ATTENTION, "last_attention", slow)
+    began = time.perf_counter()
+    sample = run(model, asking(*PROBES))[-1]
+    took = time.perf_counter() - began
+    assert isinstance(sample, SampleDone)
+    assert took > 0.1 * N_LAYERS
+    assert sample.prefill_s < took - 0.1 * N_LAYERS
 
 
 def test_the_work_of_masks_is_in_the_samples_cost(model: InMemory) -> None:

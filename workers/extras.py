@@ -1,4 +1,5 @@
-"""A unit's interventions and probes, after its curves: masks, discards, then all probes at once.
+"""A unit's interventions and probes, after its curves: masks, discards, and what probes saw of the
+baseline.
 
 Each is handed back whole, or as a failure of its own; the others go on. Letters are compared at
 the last prompt position, generation-free, as for the curves.
@@ -17,7 +18,7 @@ from avflow.workers.batches import BatchRunner, Outcome
 from avflow.workers.engine.discard import Prefill, timed_prefill
 from avflow.workers.engine.memory import Shapes
 from avflow.workers.engine.plan import Batch, checkpoints, compose_batches
-from avflow.workers.engine.probes import ProbeRow, run_probes
+from avflow.workers.engine.probes import ProbeRow, Probes
 from avflow.workers.engine.rows import Knockout
 from avflow.workers.failing import failure, ruins_worker
 from avflow.workers.meter import Meter
@@ -75,15 +76,23 @@ def _knockout(spec: MaskSpec, layout: Layout, shapes: Shapes) -> Knockout:
     return Knockout(blocked=blocked, start=start, layer_sets=(spec.layers,))
 
 
+def wanted_probes(unit: UnitSpec) -> list[ProbeSpec]:
+    """Before the baseline, which they watch: those with `correct_only` too, for the answer is not
+    known yet."""
+    wanted = (spec for spec in unit.extras if spec.key in unit.wanted)
+    return [spec for spec in wanted if isinstance(spec, ProbeSpec)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
-    """A unit past its baseline, `base` that pass's own outcome."""
+    """A unit past its baseline, `base` that pass's own outcome, `probes` what watched it."""
 
     model: LoadedModel
     unit: UnitSpec
     prepared: Prepared
     embedded: Embedded
     masks: Masks
+    probes: Probes
     runner: BatchRunner
     base: Outcome
 
@@ -99,8 +108,8 @@ class Extras:
                     probes.append(spec)
                 case MaskSpec() | DiscardSpec():
                     yield self._intervene(spec, meter)
-        if probes:
-            yield from self._look(probes, meter)
+        for spec in probes:
+            yield self._seen(spec)
 
     @property
     def knockouts(self) -> list[Knockout]:
@@ -182,20 +191,11 @@ class Extras:
             prefill_s=None if prefill is None else prefill.seconds,
         )
 
-    def _look(self, specs: Sequence[ProbeSpec], meter: Meter) -> Iterator[ProbeDone | UnitFailure]:
-        found: Mapping[str, list[ProbeRow] | Exception]
-        try:
-            with meter.timed("probe"):
-                found = run_probes(self.model.decoder, self.embedded, self.prepared.layout, specs)
-        except Exception as error:  # the walk that they share
-            if ruins_worker(error):
-                raise
-            found = {spec.key: error for spec in specs}
-        for key, rows in found.items():
-            if isinstance(rows, Exception):
-                yield failure(self.unit.unit_id, key, "probe", rows)
-            else:
-                yield _probe_done(self.unit.unit_id, key, rows)
+    def _seen(self, spec: ProbeSpec) -> ProbeDone | UnitFailure:
+        found = self.probes.found[spec.key]
+        if isinstance(found, UnitFailure):
+            return found
+        return _probe_done(self.unit.unit_id, spec.key, found)
 
 
 def _probe_done(unit_id: str, key: str, rows: Sequence[ProbeRow]) -> ProbeDone:

@@ -11,7 +11,7 @@ from avflow.workers.protocol import Stage
 
 
 class Meter:
-    """Times the stages of a unit; `stage` is the one under way, or the last one entered."""
+    """Times the stages of a unit. `stage` is the one under way, or the one that an error left."""
 
     def __init__(self, device: torch.device) -> None:
         self.stage: Stage = "prepare"
@@ -22,13 +22,19 @@ class Meter:
 
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:
-        """Add the time within to a stage's seconds, work queued on a GPU included."""
-        self.stage = stage
-        began = time.perf_counter()
+        """Add the time within to a stage's seconds, work queued on a GPU included, and less what
+        went to stages within this one."""
+        outer, self.stage = self.stage, stage
+        began, others = self._now(), sum(self._seconds.values())
         yield
+        inner = sum(self._seconds.values()) - others
+        self._seconds[stage] = self.seconds(stage) + self._now() - began - inner
+        self.stage = outer
+
+    def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self._seconds[stage] = self.seconds(stage) + time.perf_counter() - began
+        return time.perf_counter()
 
     def seconds(self, stage: Stage) -> float:
         """Seconds spent in a stage so far."""

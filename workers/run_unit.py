@@ -1,6 +1,6 @@
 """One sample's whole work on a loaded model, as a stream of events.
 
-    prepare -> encode -> prefill -> (batch of rows -> CurveDone ...) ...
+    prepare -> encode -> prefill, probed -> (batch of rows -> CurveDone ...) ...
             -> InterventionDone ... -> ProbeDone ... -> SampleDone
 
 A failure is yielded as data (UnitFailure) and the rest goes on; only what ruins the worker itself
@@ -12,6 +12,7 @@ Shapes: R rows, C centre layers, O option letters, S segments, N prompt tokens.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -27,8 +28,9 @@ from avflow.workers.engine.baseline import Baseline, run_baseline
 from avflow.workers.engine.cost import knockout_floor, prefill_floor
 from avflow.workers.engine.memory import Shapes, shapes_of
 from avflow.workers.engine.plan import Batch, checkpoints, compose_batches
+from avflow.workers.engine.probes import Probes
 from avflow.workers.engine.rows import Knockout
-from avflow.workers.extras import Extras, plan_masks
+from avflow.workers.extras import Extras, plan_masks, wanted_probes
 from avflow.workers.failing import failure, ruins_worker
 from avflow.workers.meter import Meter
 from avflow.workers.models.answers import other_form
@@ -64,7 +66,14 @@ def run_unit(
             planned = _plan(model, unit, prepared, embedded, curves)
             masks = plan_masks(unit, prepared.layout, planned.shapes)
             kept = planned.checkpoints | masks.checkpoints
-            baseline = run_baseline(model.decoder, embedded, kept)
+            probes = Probes(
+                unit_id=unit.unit_id,
+                decoder=model.decoder,
+                layout=prepared.layout,
+                specs=wanted_probes(unit),
+                timed=partial(meter.timed, "probe"),
+            )
+            baseline = run_baseline(model.decoder, embedded, kept, probes.watch)
     except Exception as error:  # a bad sample is data for the coordinator's policy, whatever it is
         if ruins_worker(error):
             raise
@@ -79,6 +88,7 @@ def run_unit(
         prepared=prepared,
         embedded=embedded,
         masks=masks,
+        probes=probes,
         runner=work.runner,
         base=work.base,
     )

@@ -4,7 +4,8 @@ A loop over the official decoder layers: bit-equal to the model's own forward (t
 Shapes: N prompt tokens, D hidden size, L layers, G key/value heads, d head size, V vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from avflow.workers.engine.interface import causal_mask
 from avflow.workers.models.base import Decoder, Embedded, UnsupportedModelError
 
 Checkpoint = tuple[int, int]  # (layer, start): the layer's input from a position on
+Watch = Callable[[int, Tensor], AbstractContextManager[None]]  # a layer and its input [1, N, D]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +55,19 @@ class _Recorder:
         return key, value
 
 
+def _unwatched(_layer: int, _hidden: Tensor) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 @torch.inference_mode()
 def run_baseline(
-    decoder: Decoder, embedded: Embedded, checkpoints: Iterable[Checkpoint]
+    decoder: Decoder,
+    embedded: Embedded,
+    checkpoints: Iterable[Checkpoint],
+    watch: Watch = _unwatched,
 ) -> Baseline:
-    """Prefill, keeping the residual stream at the checkpoints alone.
+    """Prefill, keeping the residual stream at the checkpoints alone. Each layer runs within its
+    `watch`, which may look and change nothing.
 
     Raises UnsupportedModelError for a decoder whose layers are not all full causal attention.
     """
@@ -75,12 +85,13 @@ def run_baseline(
     for number, layer in enumerate(decoder.layers):
         for at in (c for c in wanted if c[0] == number):
             residual[at] = hidden[:, at[1] :].clone()  # a view would keep the whole prompt's
-        hidden = layer(
-            hidden,
-            attention_mask=mask,
-            position_embeddings=(cos, sin),
-            past_key_values=recorder,
-        )
+        with watch(number, hidden):
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_embeddings=(cos, sin),
+                past_key_values=recorder,
+            )
     return Baseline(
         n_tokens=hidden.shape[1],
         residual=residual,

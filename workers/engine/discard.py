@@ -15,11 +15,10 @@ Shapes: N prompt tokens, n of them left, D hidden size, L layers, V vocabulary.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import DynamicCache
 
 from avflow.pathways.layout import Positions
 from avflow.workers.engine.head import last_probabilities
@@ -96,8 +95,7 @@ def _survivors(
 
 @torch.inference_mode()
 def _walk(decoder: Decoder, embedded: Embedded, survivors: Mapping[int, Tensor]) -> Prefill:
-    config = cast(PreTrainedConfig, decoder.config)
-    cache = DynamicCache(config=config)
+    cache = DynamicCache(config=decoder.config)
     hidden = embedded.inputs_embeds
     cos, sin = decoder.rotary(hidden, embedded.position_ids)
     mask = causal_mask(decoder, hidden, embedded.attention_mask[:, : hidden.shape[1]])

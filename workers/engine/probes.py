@@ -1,9 +1,10 @@
 """What the undisturbed pass shows: attention by group, attention maps, norms and sinks.
 
-Paper section 3 and appendix B (Fig. 1, 2, 7). One walk over the official decoder layers serves all
-probes of a sample. A layer's attention is seen through transformers' AttentionInterface, set for
-the text decoder alone and put back afterwards; it attends by sdpa, and queries and keys are looked
-at beside it, so that N x N weights never exist. The residual stream of a layer is its input.
+Paper section 3 and appendix B (Fig. 1, 2, 7). There is no pass of its own: the probes watch the
+baseline that a sample's every number starts from, and change no bit of it. The residual stream of a
+layer is its input. Queries and keys are looked at as the layer's own attention gets them, through
+transformers' AttentionInterface, set for the text decoder alone and for the layers asked for; N x N
+weights never exist.
 
 A sink is a token whose largest activation, over the token's root mean square, is at least
 `SINK_PEAK` of what a token with a single non-zero dimension would have, sqrt(D): the RMS-normed
@@ -15,22 +16,22 @@ queries of a piece, W bin width, B bins.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from avflow.pathways.groups import group_names, group_positions
 from avflow.pathways.layout import Layout, LayoutError
-from avflow.workers.engine.interface import attending, causal_mask
-from avflow.workers.failing import ruins_worker
-from avflow.workers.models.base import Decoder, Embedded
-from avflow.workers.protocol import ProbeName, ProbeSpec
+from avflow.workers.engine.interface import attending, attention_function
+from avflow.workers.failing import failure, ruins_worker
+from avflow.workers.models.base import Decoder
+from avflow.workers.protocol import ProbeName, ProbeSpec, UnitFailure
 
 NAME = "avflow_probed"
 MAX_BINS = 128
@@ -53,113 +54,7 @@ class ProbeRow:
     dimension: int = -1
 
 
-def run_probes(
-    decoder: Decoder, embedded: Embedded, layout: Layout, specs: Sequence[ProbeSpec]
-) -> dict[str, list[ProbeRow] | Exception]:
-    """Each probe's rows by its key; the error instead, where a probe failed on its own.
-
-    Raises what the walk itself raises, and what ruins the worker.
-    """
-    n_layers = len(decoder.layers)
-    probes = {spec.key: _Guarded(spec, _PROBES[spec.name](spec, layout)) for spec in specs}
-    for guarded in probes.values():
-        if any(not 0 <= layer < n_layers for layer in guarded.spec.layers):
-            layers = guarded.spec.layers
-            guarded.error = ValueError(f"layers {layers} don't fit a model of {n_layers}")
-    sound = [guarded for guarded in probes.values() if guarded.error is None]
-    if sound:
-        _walk(decoder, embedded, sound)
-    return {key: guarded.error or guarded.probe.rows for key, guarded in probes.items()}
-
-
-class _Probe(Protocol):
-    rows: list[ProbeRow]
-
-    def on_input(self, layer: int, hidden: Tensor) -> None:
-        """hidden [N, D] enters the layer."""
-        ...
-
-    def on_attention(self, layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
-        """query [H, N, d] and key [G, N, d], both rotated."""
-        ...
-
-
-@dataclass(slots=True)
-class _Guarded:
-    """A probe whose error is kept and costs the other probes nothing."""
-
-    spec: ProbeSpec
-    probe: _Probe
-    error: Exception | None = None
-
-    def wants(self, layer: int) -> bool:
-        return self.error is None and layer in self.spec.layers
-
-    @contextmanager
-    def guard(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if ruins_worker(error):
-                raise
-            self.error = error
-            self.probe.rows.clear()
-
-
-# -- the walk --------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def _walk(decoder: Decoder, embedded: Embedded, probes: Sequence[_Guarded]) -> None:
-    hidden = embedded.inputs_embeds
-    with attending(decoder.config, NAME, _attend):
-        mask = causal_mask(decoder, hidden, embedded.attention_mask)
-        cos, sin = decoder.rotary(hidden, embedded.position_ids)
-        top = max(layer for guarded in probes for layer in guarded.spec.layers)
-        for i, layer in enumerate(decoder.layers[: top + 1]):
-            looking = [guarded for guarded in probes if guarded.wants(i)]
-            for guarded in looking:
-                with guarded.guard():
-                    guarded.probe.on_input(i, hidden[0])
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_embeddings=(cos, sin),
-                taps=_Taps(i, looking),
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class _Taps:
-    layer: int
-    probes: Sequence[_Guarded]
-
-    def __call__(self, query: Tensor, key: Tensor, scaling: float) -> None:
-        for guarded in self.probes:
-            if guarded.error is None:
-                with guarded.guard():
-                    guarded.probe.on_attention(self.layer, query[0], key[0], scaling)
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    taps: _Taps,
-    **interface: Any,  # dropout, position_ids, …: what transformers passes to every function
-) -> tuple[Tensor, None]:
-    taps(query, key, scaling)
-    mixed, _ = sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, **interface
-    )
-    return mixed, None
-
-
-# -- the probes ------------------------------------------------------------------------------
+# -- groups ----------------------------------------------------------------------------------
 
 
 def probed_groups(layout: Layout) -> dict[str, NDArray[np.int64]]:
@@ -188,96 +83,161 @@ def group_of_position(layout: Layout) -> list[str]:
     return names
 
 
-@dataclass(slots=True)
-class _LastAttention:
-    spec: ProbeSpec
-    layout: Layout
-    rows: list[ProbeRow] = field(default_factory=list)
+class _Groups:
+    """A prompt's groups, found once a sample, and when a probe first asks."""
 
-    def on_input(self, layer: int, hidden: Tensor) -> None:
-        """Nothing: this probe is of attention."""
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
 
-    def on_attention(self, layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
-        weights = mean_attention(query[:, -1:], key, scaling)[0].cpu().numpy()
-        for group, positions in probed_groups(self.layout).items():
-            share = float(weights[positions].sum())
-            self.rows.append(ProbeRow(layer=layer, group=group, value=share))
+    @cached_property
+    def positions(self) -> dict[str, NDArray[np.int64]]:
+        return probed_groups(self._layout)
 
-
-@dataclass(slots=True)
-class _AttentionMap:
-    spec: ProbeSpec
-    layout: Layout
-    rows: list[ProbeRow] = field(default_factory=list)
-
-    def on_input(self, layer: int, hidden: Tensor) -> None:
-        """Nothing: this probe is of attention."""
-
-    def on_attention(self, layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
-        pooled, width = pooled_map(query, key, scaling)
-        values = pooled.cpu().numpy()
-        for q in range(len(values)):
-            self.rows += [
-                ProbeRow(layer=layer, value=value, position=q * width, key=k * width, width=width)
-                for k, value in enumerate(values[q, : q + 1].tolist())
-            ]
+    @cached_property
+    def names(self) -> list[str]:
+        return group_of_position(self._layout)
 
 
-@dataclass(slots=True)
-class _Norms:
-    spec: ProbeSpec
-    layout: Layout
-    rows: list[ProbeRow] = field(default_factory=list)
-
-    def on_input(self, layer: int, hidden: Tensor) -> None:
-        groups = group_of_position(self.layout)
-        norms = _exact(hidden).norm(dim=-1).double().tolist()
-        self.rows += [
-            ProbeRow(layer=layer, group=group, position=position, value=norm)
-            for position, (group, norm) in enumerate(zip(groups, norms, strict=True))
-        ]
-
-    def on_attention(self, layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
-        """Nothing: this probe is of the residual stream."""
+# -- the probes ------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Sinks:
-    spec: ProbeSpec
-    layout: Layout
-    rows: list[ProbeRow] = field(default_factory=list)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attended:
+    """What a layer's attention gets: query [H, N, d] and key [G, N, d], rotated."""
 
-    def on_input(self, layer: int, hidden: Tensor) -> None:
-        exact = _exact(hidden)
-        sinks = find_sinks(exact)
-        groups = group_of_position(self.layout)
-        self.rows.append(ProbeRow(layer=layer, value=float(len(sinks))))
-        for position in sinks[:MAX_SINKS]:
-            size = min(self.spec.top_dimensions, exact.shape[1])
-            top = exact[position].abs().topk(size)
-            self.rows += [
-                ProbeRow(
-                    layer=layer,
-                    group=groups[position],
-                    position=position,
-                    dimension=dimension,
-                    value=value,
-                )
-                for dimension, value in zip(
-                    top.indices.tolist(), top.values.double().tolist(), strict=True
-                )
-            ]
-
-    def on_attention(self, layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
-        """Nothing: this probe is of the residual stream."""
+    query: Tensor
+    key: Tensor
+    scaling: float
 
 
-_PROBES: Mapping[ProbeName, Callable[[ProbeSpec, Layout], _Probe]] = {
-    "last_attention": _LastAttention,
-    "attention_map": _AttentionMap,
-    "norms": _Norms,
-    "sinks": _Sinks,
+_Seen = TypeVar("_Seen", Tensor, Attended)  # a layer's input [N, D], or its attention
+_Look = Callable[[ProbeSpec, _Groups, int, _Seen], Iterator[ProbeRow]]
+
+
+def _last_attention(
+    _spec: ProbeSpec, groups: _Groups, layer: int, seen: Attended
+) -> Iterator[ProbeRow]:
+    weights = mean_attention(seen.query[:, -1:], seen.key, seen.scaling)[0].cpu().numpy()
+    for group, positions in groups.positions.items():
+        yield ProbeRow(layer=layer, group=group, value=float(weights[positions].sum()))
+
+
+def _attention_map(
+    _spec: ProbeSpec, _groups: _Groups, layer: int, seen: Attended
+) -> Iterator[ProbeRow]:
+    pooled, width = pooled_map(seen.query, seen.key, seen.scaling)
+    for q, row in enumerate(pooled.tolist()):
+        for k, value in enumerate(row[: q + 1]):
+            yield ProbeRow(layer=layer, value=value, position=q * width, key=k * width, width=width)
+
+
+def _norms(_spec: ProbeSpec, groups: _Groups, layer: int, hidden: Tensor) -> Iterator[ProbeRow]:
+    norms = _exact(hidden).norm(dim=-1).double().tolist()
+    for position, (group, norm) in enumerate(zip(groups.names, norms, strict=True)):
+        yield ProbeRow(layer=layer, group=group, position=position, value=norm)
+
+
+def _sinks(spec: ProbeSpec, groups: _Groups, layer: int, hidden: Tensor) -> Iterator[ProbeRow]:
+    exact = _exact(hidden)
+    sinks = find_sinks(exact)
+    yield ProbeRow(layer=layer, value=float(len(sinks)))
+    for position in sinks[:MAX_SINKS]:
+        size = min(spec.top_dimensions, exact.shape[1])
+        top = exact[position].abs().topk(size)
+        values = top.values.double().tolist()
+        for dimension, value in zip(top.indices.tolist(), values, strict=True):
+            yield ProbeRow(
+                layer=layer,
+                group=groups.names[position],
+                position=position,
+                dimension=dimension,
+                value=value,
+            )
+
+
+_OF_INPUT: Mapping[ProbeName, _Look[Tensor]] = {"norms": _norms, "sinks": _sinks}
+_OF_ATTENTION: Mapping[ProbeName, _Look[Attended]] = {
+    "last_attention": _last_attention,
+    "attention_map": _attention_map,
 }
+
+
+# -- watching the pass ------------------------------------------------------------------------
+
+
+class Probes:
+    """A sample's probes, which `run_baseline` shows its pass to by `watch`.
+
+    A probe that fails is left out of the rest, and costs the pass and the others nothing. `timed`
+    is entered around what the probes themselves do.
+    """
+
+    def __init__(
+        self,
+        unit_id: str,
+        decoder: Decoder,
+        layout: Layout,
+        specs: Sequence[ProbeSpec],
+        timed: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._unit_id, self._specs, self._timed = unit_id, specs, timed
+        self._decoder, self._groups = decoder, _Groups(layout)
+        self._rows: dict[str, list[ProbeRow]] = {spec.key: [] for spec in specs}
+        self._failed: dict[str, UnitFailure] = {}
+        n_layers = len(decoder.layers)
+        for spec in specs:
+            if any(not 0 <= layer < n_layers for layer in spec.layers):
+                fault = f"layers {spec.layers} don't fit a model of {n_layers}"
+                self._fail(spec, ValueError(fault))
+
+    @property
+    def found(self) -> dict[str, list[ProbeRow] | UnitFailure]:
+        """Each probe's rows by its key, or its failure."""
+        return self._rows | self._failed
+
+    @contextmanager
+    def watch(self, layer: int, hidden: Tensor) -> Iterator[None]:
+        """hidden [1, N, D] enters the layer, which is run within. Raises what ruins the worker."""
+        self._look(_OF_INPUT, layer, hidden[0])
+        if not self._asked(_OF_ATTENTION, layer):
+            yield
+            return
+        config = self._decoder.config
+        attention = self._decoder.layers[layer].get_submodule("self_attn")
+        own = attention_function(config, attention)
+
+        def shown(
+            module: nn.Module,
+            query: Tensor,
+            key: Tensor,
+            *rest: object,
+            scaling: float,
+            **more: Any,
+        ) -> object:
+            seen = Attended(query=query[0], key=key[0], scaling=scaling)
+            self._look(_OF_ATTENTION, layer, seen)
+            return own(module, query, key, *rest, scaling=scaling, **more)
+
+        with attending(config, NAME, shown):
+            yield
+
+    def _asked(self, looks: Mapping[ProbeName, object], layer: int) -> list[ProbeSpec]:
+        sound = [spec for spec in self._specs if spec.key not in self._failed]
+        return [spec for spec in sound if spec.name in looks and layer in spec.layers]
+
+    def _look(self, looks: Mapping[ProbeName, _Look[_Seen]], layer: int, seen: _Seen) -> None:
+        for spec in self._asked(looks, layer):
+            with self._timed():
+                try:
+                    self._rows[spec.key].extend(looks[spec.name](spec, self._groups, layer, seen))
+                except Exception as error:
+                    if ruins_worker(error):
+                        raise
+                    self._fail(spec, error)
+
+    def _fail(self, spec: ProbeSpec, error: Exception) -> None:
+        # As data: an exception would hold the frames of the pass, and so all that is in them.
+        self._failed[spec.key] = failure(self._unit_id, spec.key, "probe", error)
 
 
 # -- the arithmetic --------------------------------------------------------------------------

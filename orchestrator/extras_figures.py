@@ -24,9 +24,10 @@ _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4
 _MARKERS: Final = "os^DvPX"
 _WARNING: Final = "#B00020"
 _STYLES: Final = ("-", "--", ":")
-_PARTS_OF: Final = ("true_option", "false_options", "non_option_question", "correct_candidate",
-                    "incorrect_candidates")  # fmt: skip
-"""Groups within others: left out of the figure of attention, where shares should add up."""
+_APART: Final = ("system", "video", "audio", "candidates", "reference", "question",
+                 "correct_option", "incorrect_options", "last")  # fmt: skip
+"""Groups that share no position; what is in none of them is drawn as `other`, so that shares add
+up to 1. Parts of these (`true_option`) and `template`, which overlaps `question`, are not drawn."""
 _PANEL_INCHES: Final = (3.2, 2.6)
 
 
@@ -47,7 +48,7 @@ def probe_figures(
     layouts = {task.task: task.layout for task in tasks}
     for suffix, title, table in _views(last_attention):
         whole = f"attention of the last token, {title}"
-        figures[f"fig1-last_attention{suffix}"] = _attention(table, whole, layouts)
+        figures[f"fig1-last_attention{suffix}"] = _attention(_apart(table), whole, layouts)
     for suffix, title, table in _views(portraits):
         circled = _sink_positions(table)
         for probe, (stem, what, make) in makers.items():
@@ -75,19 +76,45 @@ def portrait_figure(probe: str, rows: pl.DataFrame, title: str, note: str = "") 
 
 
 def shares_figure(table: pl.DataFrame, title: str, note: str = "") -> Figure:
-    """The last token's attention by group, the mean over all samples of the table's tasks, with
-    the question and what follows it as `user text`, as the paper has it."""
+    """The last token's attention by group, from `attention_shares`."""
     if table.is_empty():
         return _noted(_panels(1, title)[0], note)
-    whole = table.filter(~pl.col("group").is_in(_PARTS_OF)).with_columns(
+    most = max(table["n"].to_list())
+    named = table.with_columns(task=pl.lit(""), attention="share")
+    return _noted(_attention(named, f"{title} (mean of {most} samples)", {}), note)
+
+
+def _apart(table: pl.DataFrame) -> pl.DataFrame:
+    """The rows of groups that don't overlap, and of `other`, the rest."""
+    kept = table.filter(pl.col("group").is_in(_APART))
+    by = ["model", "dataset", "task", "layer"]
+    rest = kept.group_by(by).agg(
+        group=pl.lit("other"),
+        attention=(1 - pl.col("attention").sum()).clip(0),
+        n=pl.col("n").max(),
+    )
+    return pl.concat([kept, rest.select(kept.columns)])
+
+
+def attention_shares(table: pl.DataFrame) -> pl.DataFrame:
+    """A row a layer and group, of `last_attention_table` of one model: the mean over all samples,
+    with the question and what follows it as `user text`, as the paper has it.
+
+    Columns: `layer`, `group`, `share`, `n` samples.
+    """
+    whole = _apart(table).with_columns(
         group=pl.col("group").replace({"question": "user text", "last": "user text"})
     )
-    summed = whole.group_by("model", "dataset", "task", "layer", "group").agg(
+    of_task = whole.group_by("dataset", "task", "layer", "group").agg(
         pl.col("attention").sum(), pl.col("n").max()
     )
-    most = summed.filter(group="user text").group_by("task").agg(pl.col("n").max())["n"].sum()
-    figure = _attention(summed, f"{title} (mean of {most} samples)", {})
-    return _noted(figure, note)
+    return (
+        of_task.group_by("layer", "group")
+        .agg(
+            share=(pl.col("attention") * pl.col("n")).sum() / pl.col("n").sum(), n=pl.col("n").sum()
+        )
+        .sort("group", "layer")
+    )
 
 
 def _noted(figure: Figure, note: str) -> Figure:
@@ -120,7 +147,7 @@ def _sink_positions(rows: pl.DataFrame) -> dict[str, dict[int, list[int]]]:
 def _attention(table: pl.DataFrame, title: str, layouts: Mapping[str, str]) -> Figure:
     """A panel a kind of prompt."""
     kind = pl.col("task").replace_strict(layouts, default="")
-    whole = table.filter(~pl.col("group").is_in(_PARTS_OF)).with_columns(layout=kind)
+    whole = table.with_columns(layout=kind)
     kinds = sorted(set(whole["layout"]), reverse=True)
     figure, panels = _panels(len(kinds), title, (5.2, 3.0))
     for axes, layout in zip(panels, kinds, strict=True):

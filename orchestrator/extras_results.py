@@ -116,27 +116,3 @@ def attention_map(run: str | Path, model: str, sample_id: str, layer: int) -> At
     values[rows["position"].to_numpy() // width, rows["key"].to_numpy() // width] = rows["value"]
     edges = np.append(np.arange(bins) * width, n_tokens).astype(np.int64)
     return AttentionMap(values=values, edges=edges)
-
-
-def intervention_words(rows: pl.DataFrame) -> list[str]:
-    """A line an intervention of each model and data set, its tasks pooled.
-
-    `mask video_for_last (layers 31-35): 42.2% of 3212 right, 42.2% without`
-    """
-    table = intervention_table(rows, by=("model", "dataset"))
-    several = table.select("model", "dataset").n_unique() > 1
-    lines = []
-    for row in table.iter_rows(named=True):
-        scope = f"{row['model']}, {row['dataset']}: " if several else ""
-        place = "after layer" if row["kind"] == "discard" else "layers"
-        layers = f" ({place} {', '.join(map(str, row['layers']))})" if row["layers"] else ""
-        text = (
-            f"{scope}{row['kind']} {row['intervention']}{layers}: {row['accuracy']:.1%} of "
-            f"{row['n']} right, {row['accuracy_base']:.1%} without"
-        )
-        if row["prefill_s"] is not None:
-            text += f"; prefill {row['prefill_s'] * 1000:.4g} ms"
-        if row["prefill_full_s"] is not None and row["layers"]:
-            text += f", {row['prefill_full_s'] * 1000:.4g} ms in full"
-        lines.append(text)
-    return lines

@@ -61,6 +61,46 @@ def effects(curves: pl.DataFrame) -> pl.DataFrame:
     )  # fmt: skip
 
 
+def verdicts(curves: pl.DataFrame) -> pl.DataFrame:
+    """What may be said of each curve, sorted by CURVE.
+
+    `verdict`: `falls` or `rises`, a row each where a curve has an effect of that sign; else one of
+    `little` (no mean change over the threshold), `unclear` (a larger one, but not a sure one) and
+    `single` (one sample or video: there is no band). `center_layer`, `n`, `videos`, `mean`, `low`,
+    `high`, `q_value`: of the mean change furthest from zero, among the layers that have the effect
+    where there is one. `layers`: those, spelled `3-9, 12`. `reach`: how far from zero the band gets
+    at any layer.
+    """
+    point = ("center_layer", "n", "videos", "mean", "low", "high", "q_value")
+    effect = curves.filter(has_effect()).with_columns(sign=pl.col("mean").sign())
+    sure = (
+        effect.sort(*CURVE, "sign", -pl.col("mean").abs(), "center_layer")
+        .group_by(*CURVE, "sign", maintain_order=True)
+        .agg(pl.col(point).first(), held=pl.col("center_layer").sort())
+        .with_columns(verdict=pl.when(pl.col("sign") < 0).then(pl.lit("falls")).otherwise(
+            pl.lit("rises")
+        ))
+    )  # fmt: skip
+    small = pl.col("mean").abs() <= THRESHOLD
+    other = (
+        curves.join(effect, on=CURVE, how="anti")
+        .sort(*CURVE, -pl.col("mean").abs(), "center_layer")
+        .group_by(CURVE, maintain_order=True)
+        .agg(pl.col(point).first())
+        .with_columns(
+            held=pl.lit([], pl.List(curves.schema["center_layer"])),
+            verdict=pl.when(pl.col("low").is_null()).then(pl.lit("single"))
+            .when(small).then(pl.lit("little")).otherwise(pl.lit("unclear")),
+        )
+    )  # fmt: skip
+    reach = pl.max_horizontal(pl.col("low").abs(), pl.col("high").abs()).max()
+    rows = pl.concat([sure.drop("sign").select(other.columns), other])
+    rows = rows.join(curves.group_by(CURVE).agg(reach=reach), on=CURVE)
+    spelled = [", ".join(intervals(layers)) for layers in rows["held"].to_list()]
+    named = rows.with_columns(layers=pl.Series(spelled, dtype=pl.String)).drop("held")
+    return named.sort(*CURVE, "verdict")
+
+
 def evidence(curves: pl.DataFrame) -> pl.DataFrame:
     """A row a curve: where it is furthest from zero, how sure that is, and in what units.
 

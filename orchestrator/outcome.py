@@ -32,9 +32,9 @@ _CELLS: Final = """
 class Outcome:
     """`curves` is `statistics.curve_table` of all cells, `categories` the same with categories for
     tasks, `panels` that of each figure of curves that the sweep file asks for, by its name;
-    `interventions` the rows of that table; `last_attention`, `sinks` and `portraits` the tables of
-    `extras_results`; `created_ms` counts from 1970. `correct`: whether curves are of samples with
-    a right baseline."""
+    `interventions` the rows of that table, with `media_group`; `last_attention`, `sinks` and
+    `portraits` the tables of `extras_results`; `created_ms` counts from 1970. `correct`: whether
+    curves are of samples with a right baseline."""
 
     name: str
     correct: bool
@@ -93,13 +93,21 @@ def read_outcome(paths: RunPaths, config: SweepConfig, *, correct: bool = True) 
         tasks=tasks,
         directions=_directions(paths),
         failures=standing_failures(paths.root),
-        interventions=read(paths.root, "interventions"),
+        interventions=_interventions(paths),
         last_attention=last_attention_table(paths.root),
         sinks=sink_table(paths.root),
         portraits=portraits(paths.root),
         own=own,
         created_ms=_created_ms(paths),
     )
+
+
+def _interventions(paths: RunPaths) -> pl.DataFrame:
+    """With `media_group`, which says what samples are about one video."""
+    rows = read(paths.root, "interventions")
+    units = "SELECT DISTINCT model, dataset, sample_id, media_group FROM units"
+    on = ["model", "dataset", "sample_id"]
+    return rows.join(query(paths.root, units), on=on, how="left", maintain_order="left")
 
 
 def _directions(paths: RunPaths) -> Directions:

@@ -32,18 +32,21 @@ bootstrap intervals of the mean; questions about one video are drawn together. A
 <em>effect</em> at a layer where the mean change is over {THRESHOLD:.0%}, the band excludes zero,
 and so does a paired t test over videos at {LEVEL:.0%}, after the correction of Benjamini and
 Hochberg over the curve's centre layers (q). Nothing is corrected for the number of curves shown:
-of many curves without an effect, some will show one. <em>Spared</em> means that no mean change is
-over {THRESHOLD:.0%} at any layer; <em>unclear</em> that there is a larger one, but not a sure one.
+of many curves without an effect, some will show one. A change is <em>unclear</em> where its mean is
+over {THRESHOLD:.0%} at some layer, but not surely so. Where no mean is, that alone is no proof of
+no effect: how far the bands reach says how large a one could be. The layers that are named are
+centres of windows. n counts samples; bands and tests count videos.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """A figure: its SVG, and the curves in it (None for probes)."""
+    """A figure: its SVG, what it shows in sentences, and the curves in it (None for probes)."""
 
     name: str
     title: str
     svg: str
+    words: Sequence[str]
     curves: pl.DataFrame | None
 
 
@@ -88,10 +91,10 @@ def _found(lines: Sequence[str]) -> Iterator[str]:
     heading = ""
     for line in (*lines, ":"):
         if not line.endswith(":"):
-            held.append(f"<li>{escape(line)}</li>")
+            held.append(line)
             continue
         if held:
-            text = f"<ul>{''.join(held)}</ul>"
+            text = _list(held)
             yield f"<details><summary>{heading}</summary>{text}</details>" if heading else text
         heading, held = escape(line[:-1]), []
 
@@ -111,7 +114,11 @@ def _table(table: Table) -> str:
     name = escape(table.name)
     notes = "".join(f'<p class="warning">{escape(note)}</p>' for note in table.notes)
     grid = _grid(table.columns, table.cells)
-    return f'<h2 id="{name}">{name}: {escape(table.title)}</h2>{grid}{notes}'
+    return f'<h2 id="{name}">{name}: {escape(table.title)}</h2>{grid}{notes}{_list(table.words)}'
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def _figure(item: Item, labels: Mapping[str, str]) -> str:
@@ -120,8 +127,8 @@ def _figure(item: Item, labels: Mapping[str, str]) -> str:
         "<svg", f'<svg role="img" aria-label="{escape(item.title)}"', 1
     )
     text = [f'<h2 id="{name}">{name}</h2><figure>{svg}']
-    text.append(f"<figcaption>{escape(item.title)}</figcaption></figure>")
-    if item.curves is not None and "q_value" in item.curves.columns and item.curves.height:
+    text.append(f"<figcaption>{escape(item.title)}</figcaption></figure>{_list(item.words)}")
+    if item.curves is not None and item.curves.height:
         text.append(f"<details><summary>{name} in numbers</summary>")
         text.append(evidence_grid(item.curves, labels))
         text.append("</details>")

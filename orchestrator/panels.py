@@ -154,5 +154,5 @@ def panel_curves(
         width = pl.concat_str(prefix, pl.lit("k = "), pl.col("window").cast(pl.String))
         kept = kept.with_columns(task=width)
     if figure.panels == "mean":
-        return mean_of_tasks(kept.with_columns(correct_base=pl.col("correct_base") == correct))
+        return mean_of_tasks(kept, correct=correct)
     return curve_table(kept, correct=correct)

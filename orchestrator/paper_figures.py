@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from avflow.orchestrator.errors import ConfigError
-from avflow.orchestrator.extras_figures import portrait_figure, probe_figures, shares_figure
+from avflow.orchestrator.extras_figures import (
+    attention_shares,
+    portrait_figure,
+    probe_figures,
+    shares_figure,
+)
 from avflow.orchestrator.figure_config import PROBE_OF, TABLES, FigureConfig, figure_names
 from avflow.orchestrator.figures import Rows, change_figure, sweep_figures
 from avflow.orchestrator.outcome import Outcome, is_complete
 from avflow.orchestrator.panels import statuses, tasks_of
 from avflow.orchestrator.results import TaskStatus
+from avflow.orchestrator.sentences import (
+    attention_sentences,
+    curve_sentences,
+    portrait_sentences,
+)
 from avflow.orchestrator.source import unknown
 from avflow.orchestrator.tables import Table, paper_table
 from avflow.pathways.catalogue import find
@@ -81,13 +91,28 @@ def _figure(outcome: Outcome, figure: FigureConfig) -> Figure:
         return _curves(outcome, figure, title)
     if figure.shows == "attention":
         held = _of(figure, outcome.last_attention)
-        return shares_figure(held, title, _missing(outcome, figure, held))
-    held = _of(figure, outcome.portraits)
-    probe = PROBE_OF[figure.shows]
-    if figure.layers:
-        held = held.filter(pl.col("layer").is_in(figure.layers))
+        return shares_figure(attention_shares(held), title, _missing(outcome, figure, held))
+    probe, held = PROBE_OF[figure.shows], _portrait(outcome, figure)
     shown = held.filter(probe=probe)
     return portrait_figure(probe, held, title, _missing(outcome, figure, shown))
+
+
+def _portrait(outcome: Outcome, figure: FigureConfig) -> pl.DataFrame:
+    held = _of(figure, outcome.portraits)
+    return held.filter(pl.col("layer").is_in(figure.layers)) if figure.layers else held
+
+
+def report_words(outcome: Outcome, figure: FigureConfig) -> list[str]:
+    """What a listed figure shows, and how sure it is, in sentences; tables have theirs."""
+    if figure.shows == "attention":
+        return attention_sentences(attention_shares(_of(figure, outcome.last_attention)))
+    if figure.shows in PROBE_OF:
+        return portrait_sentences(PROBE_OF[figure.shows], _portrait(outcome, figure))
+    curves = outcome.panels.get(figure.name)
+    if curves is None or curves.is_empty():
+        return []
+    names = [name for row in figure.pathways for name in row]
+    return curve_sentences(curves, outcome.own, names)
 
 
 def _of(figure: FigureConfig, rows: pl.DataFrame) -> pl.DataFrame:

@@ -8,20 +8,27 @@ from typing import Final
 
 import polars as pl
 
-from avflow.orchestrator.extras_results import intervention_table, intervention_words
+from avflow.orchestrator.accuracy import intervention_words
+from avflow.orchestrator.extras_results import intervention_table
 from avflow.orchestrator.figures import save_figures
 from avflow.orchestrator.findings import evidence, findings
 from avflow.orchestrator.identity import digest
 from avflow.orchestrator.outcome import Outcome, caveat
 from avflow.orchestrator.page import Item, render
-from avflow.orchestrator.paper_figures import heading, report_figures, report_tables
+from avflow.orchestrator.paper_figures import (
+    heading,
+    report_figures,
+    report_tables,
+    report_words,
+)
 from avflow.orchestrator.paths import RunPaths
 from avflow.orchestrator.run_folder import sessions
+from avflow.orchestrator.sentences import sweep_sentences
 from avflow.orchestrator.statistics import VERSION, peak_table
 from avflow.orchestrator.tables import Table
 from avflow.pathways import catalogue
 
-REPORT_VERSION: Final = 3
+REPORT_VERSION: Final = 4
 """Counted up when the same numbers would be drawn in another way."""
 
 FORMATS: Final = ("svg", "png", "pdf")
@@ -38,6 +45,14 @@ def _found(outcome: Outcome) -> list[str]:
     curves = findings(outcome.curves, outcome.own)
     answers = intervention_words(outcome.interventions)
     headed = any(line.endswith(":") for line in curves) and bool(answers)
+    return [*curves, *(["masks and discards:"] if headed else []), *answers]
+
+
+def full_words(outcome: Outcome) -> list[str]:
+    """The same in sentences: how large, on how many samples, how sure, at which layers."""
+    curves = sweep_sentences(outcome.curves, outcome.own)
+    answers = intervention_words(outcome.interventions)
+    headed = bool(curves and answers)
     return [*curves, *(["masks and discards:"] if headed else []), *answers]
 
 
@@ -107,7 +122,8 @@ def write_report(paths: RunPaths, outcome: Outcome) -> None:
     outcome.failures.write_csv(folder / "failures.csv")
     for name, table in _extras(outcome).items():
         table.write_csv(folder / name)
-    (folder / "findings.txt").write_text(words(outcome) + "\n")
+    full = "\n".join(full_words(outcome))
+    (folder / "findings.txt").write_text(f"{words(outcome)}\n\nIn full:\n{full}\n")
     page = _page(outcome, folder, list(figures), tables, sessions(paths))
     (folder / PAGE).write_text(page, encoding="utf-8")
     stamp.write_text(wanted)  # last: whatever was cut short is made again
@@ -146,20 +162,21 @@ def _page(
     tables: Mapping[str, Table],
     of_sessions: Sequence[Mapping[str, object]],
 ) -> str:
-    titles = {figure.name: heading(figure) for figure in outcome.figures}
+    listed = {figure.name: figure for figure in outcome.figures}
     whose = "" if outcome.correct else ": samples answered wrongly"
     items = [
         Item(
             name=stem,
-            title=titles.get(stem, stem),
+            title=heading(listed[stem]) if stem in listed else stem,
             svg=(folder / f"{stem}.svg").read_text(encoding="utf-8"),
+            words=report_words(outcome, listed[stem]) if stem in listed else (),
             curves=outcome.panels.get(stem),
         )
         for stem in drawn
     ]
     return render(
         title=f"{outcome.name}{whose}",
-        found=_found(outcome),
+        found=full_words(outcome),
         caveats=_caveats(outcome),
         tables=tables,
         items=items,

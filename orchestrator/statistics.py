@@ -23,7 +23,7 @@ CURVE: Final = ("model", "dataset", "task", "variant", "window", "pathway")
 """What names one curve of a figure."""
 POINT: Final = (*CURVE, "center_layer")
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Counted up when the same cells would give other numbers, so that published ones are replaced."""
 
 RESAMPLES: Final = 2_000
@@ -129,6 +129,11 @@ def _sums(values: Floats, videos: NDArray[np.int64]) -> tuple[Floats, Floats]:
     return totals, np.bincount(inverse).astype(np.float64)
 
 
+def _video_means(values: Floats, videos: NDArray[np.int64]) -> Floats:
+    totals, sizes = _sums(values, videos)
+    return np.asarray(totals / sizes[:, None])
+
+
 def resampled_means(
     values: Floats, videos: NDArray[np.int64] | None = None, stream: int = 0
 ) -> Floats:
@@ -161,8 +166,7 @@ def band_of(means: Floats) -> tuple[Floats, Floats]:
 
 def p_against_zero(values: Floats, videos: NDArray[np.int64]) -> Floats:
     """Two-sided p [points] of Student's t over the videos' means; videos count alike."""
-    totals, sizes = _sums(values, videos)
-    means = totals / sizes[:, None]
+    means = _video_means(values, videos)
     same = np.ptp(means, axis=0) <= _ROUNDING  # no spread: t would be 0/0, or infinite
     p = np.where(np.abs(means[0]) <= _ROUNDING, 1.0, 0.0)
     if not same.all():
@@ -182,55 +186,66 @@ def _corrected(curve: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def mean_of_tasks(cells: pl.DataFrame) -> pl.DataFrame:
+def mean_of_tasks(cells: pl.DataFrame, *, correct: bool = True) -> pl.DataFrame:
     """The mean of the tasks' means, each task counting once, as a curve table with two `task`s:
     `mean of tasks` and `pooled`, where each sample counts once.
 
-    The band draws videos within each task. Columns: POINT, `n`, `videos`, `tasks`, `mean`, `low`,
-    `high`. Cells of right baselines alone; points that a task lacks are those of the others.
+    The columns of `curve_table`, and `tasks`. The band draws videos within each task; the test is
+    Welch's, of the sum of the tasks' means. Points that a task lacks are those of the others.
     """
-    right = cells.filter("correct_base")
-    if "media_group" not in right.columns:
-        right = right.with_columns(media_group=pl.col("sample_id"))
-    frames = []
+    chosen = cells.filter(pl.col("correct_base") == correct)
+    parts = curve_table(chosen, correct=correct)
     scope = [name for name in CURVE[:-1] if name != "task"]
-    for _, frame in right.group_by(scope, maintain_order=True):
-        frames.append(_mean_of_tasks(frame.with_columns(real=pl.col("task"))))
-    pooled = curve_table(right.with_columns(task=pl.lit("pooled")))
-    names = ["n", "videos", "tasks", "mean", "low", "high"]
-    pooled = pooled.with_columns(tasks=pl.lit(right["task"].n_unique(), pl.Int32))
-    return pl.concat([*frames, pooled.select(*POINT, *names)]).sort(POINT)
+    frames = [_tested_mean(frame) for _, frame in chosen.group_by(scope, maintain_order=True)]
+    shared = [name for name in POINT if name != "task"]
+    whole = parts.group_by(shared).agg(
+        pl.col("n", "videos").sum(), pl.col(_EFFECTS).mean(), tasks=pl.len().cast(pl.Int32)
+    )
+    pooled = curve_table(chosen.with_columns(task=pl.lit("pooled")), correct=correct)
+    pooled = pooled.with_columns(tasks=pl.lit(chosen["task"].n_unique(), pl.Int32))
+    columns = [*parts.columns, "tasks"]
+    if not frames:
+        return pooled.select(columns)
+    tested = whole.join(pl.concat(frames), on=shared).with_columns(task=pl.lit("mean of tasks"))
+    curves = tested.sort(POINT).partition_by(CURVE, maintain_order=True)
+    means = [_corrected(curve).select(columns) for curve in curves]
+    return pl.concat([*means, pooled.select(columns)]).sort(POINT)
 
 
-def _mean_of_tasks(cells: pl.DataFrame) -> pl.DataFrame:
-    """Of one (model, dataset, variant, window); `real` is the task."""
-    merged = cells.with_columns(task=pl.lit("mean of tasks"))
+_EFFECTS: Final = ("mean", "flip", "dp", "log_odds", "accuracy")
+
+
+def _tested_mean(cells: pl.DataFrame) -> pl.DataFrame:
+    """`low`, `high`, `p_value` of the mean over tasks; of one (model, dataset, variant, window)."""
+    if "media_group" not in cells.columns:
+        cells = cells.with_columns(media_group=pl.col("sample_id"))
+    merged = cells.with_columns(task=pl.lit("mean of tasks"), real=pl.col("task"))
     points = merged.select(POINT).unique().sort(POINT).with_row_index("point")
-    means = np.full((RESAMPLES, points.height), 0.0)
-    centre = np.zeros(points.height)
-    tasks, n, videos = np.zeros((3, points.height), dtype=np.int32)
+    means = np.zeros((RESAMPLES, points.height))
+    tasks, total, error, spread = np.zeros((4, points.height))
     wide = np.ones(points.height, dtype=bool)  # whether each task has a band
     for stream, of_task in enumerate(merged.sort("real").partition_by("real", maintain_order=True)):
         for held, deltas, numbers in sample_sets(of_task, points):
-            count = len(set(numbers.tolist()))
-            centre[held] += deltas.mean(axis=0)
             means[:, held] += resampled_means(deltas, numbers, stream)
-            wide[held] &= count > 1
             tasks[held] += 1
-            n[held] += len(deltas)
-            videos[held] += count
+            of_videos = _video_means(deltas, numbers)
+            total[held] += of_videos.mean(axis=0)
+            if len(of_videos) == 1:
+                wide[held] = False
+                continue
+            squared = of_videos.var(axis=0, ddof=1) / len(of_videos)
+            error[held] += squared
+            spread[held] += squared**2 / (len(of_videos) - 1)
     low, high = band_of(means / np.maximum(tasks, 1))
-    unknown = ~wide
-    low[unknown] = high[unknown] = np.nan
+    p = np.where(np.abs(total) <= _ROUNDING, 1.0, 0.0)
+    varied = error > _ROUNDING**2
+    t = np.abs(total[varied]) / np.sqrt(error[varied])
+    p[varied] = 2 * stats.t.sf(t, error[varied] ** 2 / spread[varied])
+    low[~wide] = high[~wide] = p[~wide] = np.nan
     return points.select(
-        *POINT,
-        n=pl.lit(pl.Series(n)),
-        videos=pl.lit(pl.Series(videos)),
-        tasks=pl.lit(pl.Series(tasks)),
-        mean=pl.lit(centre / np.maximum(tasks, 1)),
-        low=pl.lit(low),
-        high=pl.lit(high),
-    ).fill_nan(None)
+        *(name for name in POINT if name != "task"),
+        low=pl.lit(low), high=pl.lit(high), p_value=pl.lit(p),
+    ).fill_nan(None)  # fmt: skip
 
 
 def peak_table(curves: pl.DataFrame) -> pl.DataFrame:

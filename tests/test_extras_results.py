@@ -7,13 +7,13 @@ import polars as pl
 import pytest
 from stored_run import INFO, config, make_plan, sample, sample_done
 
+from avflow.orchestrator.accuracy import intervention_words
 from avflow.orchestrator.data import LoadedDataset, fingerprint
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.extras_figures import probe_figures
 from avflow.orchestrator.extras_results import (
     attention_map,
     intervention_table,
-    intervention_words,
     last_attention_table,
     sink_table,
 )
@@ -130,10 +130,12 @@ def test_accuracies_pooled_or_by_task_and_times_against_the_same_samples(run: Pa
     by_task = intervention_table(rows).filter(kind="mask")
     assert by_task.select("task", "n", "accuracy").rows() == [("sight", 2, 0.5), ("sound", 1, 1.0)]
     assert intervention_words(rows) == [
-        "discard full: 100.0% of 3 right, 100.0% without; prefill 2000 ms",
-        "discard video (after layer 1): 50.0% of 2 right, 100.0% without; prefill 500 ms, 1500 ms "
-        "in full",
-        "mask late (layers 2, 3): 66.7% of 3 right, 100.0% without",
+        "discard full: 100.0% of 3 right, 100.0% without (no answer is lost or gained; a rate of "
+        "up to 63.2% could go unseen); prefill 2000 ms",
+        "discard video (after layer 1): 50.0% of 2 right, 100.0% without (-50.0 points, 95% band "
+        "-100.0 to +0.0; 1 lost, none gained); prefill 500 ms, 1500 ms in full",
+        "mask late (layers 2, 3): 66.7% of 3 right, 100.0% without (-33.3 points, 95% band -100.0 "
+        "to +0.0; 1 lost, none gained)",
     ]
 
 
@@ -181,6 +183,7 @@ def test_the_report_draws_and_lists_what_was_asked(run: Path) -> None:
     lines = {str(line.get_label()): line.get_ydata() for line in axes.get_lines()}
     np.testing.assert_allclose(lines["video"], [0.25])  # of 0, 0.25 and 0.5
     np.testing.assert_allclose(lines["last"], [0.5])
+    np.testing.assert_allclose(lines["other"], [0.25])  # the rest, so that shares add up to 1
 
 
 def test_a_run_without_extras_has_empty_tables(tmp_path: Path) -> None:

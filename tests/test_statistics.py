@@ -129,6 +129,10 @@ def test_the_mean_of_tasks_lets_each_task_count_once_and_the_pooled_mean_each_sa
     assert pooled["mean"].to_list() == pytest.approx(both.tolist())
     assert tasks["tasks"].to_list() == pooled["tasks"].to_list() == [2, 2, 2]
     assert tasks["n"].to_list() == pooled["n"].to_list() == [35, 35, 35]
+    welch = stats.ttest_ind(many, -few, equal_var=False).pvalue  # that the sum of both is zero
+    assert tasks["p_value"].to_list() == pytest.approx(welch.tolist())
+    corrected = stats.false_discovery_control(welch)
+    assert tasks["q_value"].to_list() == pytest.approx(corrected.tolist())
     # the error of a mean of two independent means
     spread = np.sqrt(many.var(axis=0) / 30 + few.var(axis=0) / 5) / 2
     width = (tasks["high"] - tasks["low"]).to_numpy()

@@ -1,8 +1,9 @@
 """What a sweep will take, from nominal token counts: for ordering units and for `avflow plan`.
 
 A prompt's true length is known only once its media are decoded; here a clip is `CLIP_S` seconds
-long and a token of text `CHARS_PER_TOKEN` characters. What was really executed is counted by the
-engine, in the samples table.
+long, a picture of the size `PICTURE` if the model's budget allows it, and a token of text
+`CHARS_PER_TOKEN` characters. What was really executed is counted by the engine, in the samples
+table.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 CLIP_S = 20
 CHARS_PER_TOKEN = 4
 AUDIO_TOKENS_PER_S = 25
-FRAME_TOKENS = 144  # where the checkpoint's own budget decides
-IMAGE_TOKENS = 576
+PICTURE = (1280, 720)  # pixels of a frame or an image, where a model's budget is larger
+PICTURE_TOKENS = round(PICTURE[0] / 28) * round(PICTURE[1] / 28)
 SYSTEM_TOKENS = 40
 _Pieces = tuple[tuple[SegmentKind, int, int | None], ...]  # kind, tokens, index
 TEXT_STEP = 16  # texts are rounded up to this many tokens, so that few prompts differ
@@ -149,12 +150,12 @@ def _text(part: TextPart) -> list[tuple[SegmentKind, int, int | None]]:
 
 def _media(part: MediaPart, model: ModelConfig) -> list[tuple[SegmentKind, int, int | None]]:
     if part.kind == "image":
-        one = [model.image_tokens or IMAGE_TOKENS]
+        one = [min(model.image_tokens or PICTURE_TOKENS, PICTURE_TOKENS)]
     elif part.kind == "audio":
         one = [CLIP_S * AUDIO_TOKENS_PER_S]
     else:
-        frames = min(model.max_frames, round(CLIP_S * model.fps)) // 2
-        one = [model.frame_tokens or FRAME_TOKENS] * frames
+        frames = max(2, min(model.max_frames, round(CLIP_S * model.fps)))
+        one = [min(_frame_tokens(model, frames), PICTURE_TOKENS)] * (frames // 2)
     if part.role != "clip":
         kind: SegmentKind = "candidate" if part.role == "candidate" else "reference"
         return [(kind, sum(one), part.index)]
@@ -168,6 +169,15 @@ def _media(part: MediaPart, model: ModelConfig) -> list[tuple[SegmentKind, int, 
         if part.with_audio:
             pieces.append(("audio_chunk", CLIP_S * AUDIO_TOKENS_PER_S // len(one), next(numbers)))
     return pieces
+
+
+def _frame_tokens(model: ModelConfig, frames: int) -> int:
+    """Of a frame pair at most, in a video of so many frames."""
+    if model.frame_tokens is not None:
+        return model.frame_tokens
+    from avflow.workers.models import frame_tokens_of  # late: torch takes seconds to import
+
+    return frame_tokens_of(model.spec(), frames)
 
 
 def _layout(sample: Sample, pieces: Sequence[tuple[SegmentKind, int, int | None]]) -> Layout | None:

@@ -13,7 +13,7 @@ from avflow.workers.models.room import longest_prompt, needed_on_each
 
 # The paper's largest input: 128 frames at 2 a second are 64 frame pairs of 144 tokens and 64 s of
 # sound at 25 tokens a second.
-PAPER_TOKENS = longest_prompt(2.0, 128, 144, 0)
+PAPER_TOKENS = longest_prompt(2.0, 128, 144)
 BYTE_BUDGET = 2**31  # a sweep's default
 
 

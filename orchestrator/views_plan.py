@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from avflow.orchestrator.cost import CLIP_S, PICTURE
 from avflow.orchestrator.estimate import CARDS, UTILISATION, Estimate, estimate, gpu_hours
 from avflow.orchestrator.views import open_console, plain_table, thousands
 
@@ -148,8 +149,9 @@ def _words(
         f"{counts.interventions:,} interventions and {counts.probes:,} probes, each on one sample",
         f"Plain: {total.forwards:,.0f} forward passes, {total.plain:.3g} FLOPs; with shared "
         f"prefixes the work of {total.equivalents:,.0f}, {total.shared:.3g} FLOPs "
-        f"({total.floor:.3g} at the least). Nominal prompts (clips of 20 s), {right}, encoders "
-        "and decoding apart",
+        f"({total.floor:.3g} at the least). Nominal prompts (clips of {CLIP_S} s, pictures of "
+        f"{PICTURE[0]}x{PICTURE[1]} within each model's budget), {right}, encoders and decoding "
+        "apart",
         f"GPU-hours with shared prefixes, at {UTILISATION:.0%} of the cards' bfloat16 peaks: "
         f"{hours}",
     ]

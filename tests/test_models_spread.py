@@ -20,7 +20,7 @@ from avflow.orchestrator.executors import Died, LocalExecutor, Ready
 from avflow.orchestrator.policy import FailureKind
 from avflow.pathways.layout import LayoutError
 from avflow.workers.actor import ModelWorker
-from avflow.workers.models import describe, load, longest_prompt_of
+from avflow.workers.models import describe, frame_tokens_of, load, longest_prompt_of
 from avflow.workers.models.base import (
     Features,
     ModelSpec,
@@ -115,6 +115,7 @@ def test_a_card_must_hold_the_weights_and_a_samples_work(
     needed = needed_on_each(info, "bfloat16", longest_prompt_of(spec), spec.byte_budget)
     assert needed > info.weight_bytes("bfloat16") + spec.byte_budget
     memory = (needed - 1, needed - 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: memory)
     message = r"needs 2\.0 GiB on its GPU: .* the smallest has 2\.0 GiB; raise gpus_per_model"
     with pytest.raises(UnsupportedModelError, match=message) as refused:
@@ -123,6 +124,16 @@ def test_a_card_must_hold_the_weights_and_a_samples_work(
     memory = (needed - 1, needed)
     with pytest.raises(NotNowError, match=r"free is 2\.0 GiB of 2\.0 GiB: end what else runs"):
         load(spec, "cuda:0")
+
+
+def test_gpus_that_are_not_there_are_told_from_gpus_that_are_too_small(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where Ray was told of more GPUs than a machine has, or torch can't talk to its driver."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    with pytest.raises(NotNowError, match=r"of the 2 GPUs .* sees 1 \(CUDA_VISIBLE_DEVICES: 2,3\)"):
+        load(spec, "cuda:0", "cuda:1")
 
 
 def test_weights_are_shared_by_gpus_and_a_samples_work_is_not(spec: ModelSpec) -> None:
@@ -145,10 +156,20 @@ def test_the_longest_prompt_follows_from_the_settings(family: str, tokens: int) 
     assert longest_prompt_of(replace(spec, frame_tokens=None)) == 8 * tokens + 8 * 25 + 200
 
 
+def test_a_frame_s_tokens_where_the_checkpoint_s_own_budget_decides() -> None:
+    qwen = ModelSpec(name="m", family="qwen2_5_omni", path="p", frame_tokens=None)
+    assert {frame_tokens_of(qwen, frames) for frames in (2, 40, 128)} == {768}
+    salmonn = replace(qwen, family="video_salmonn2", max_frames=768)
+    assert frame_tokens_of(salmonn, 768) == 79  # 61,250 pixels
+    assert frame_tokens_of(salmonn, 40) == 1425  # 1,117,200: the few share those of the many
+    assert frame_tokens_of(replace(salmonn, frame_tokens=9), 40) == 9
+
+
 def test_a_worker_dies_for_good_of_a_card_that_is_too_small(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1 << 30, 1 << 30))
     executor = LocalExecutor(threads=1)
     executor.start_worker("w1", spec_of("testbed"), 1)

@@ -67,6 +67,31 @@ def test_the_plain_way_is_one_forward_a_cell_and_a_baseline(fig3: NominalPlan) -
     assert found.equivalents == pytest.approx(found.shared / one)
 
 
+@pytest.mark.parametrize(
+    ("changes", "pairs", "tokens"),
+    [
+        ({}, 20, 144),
+        ({"frame_tokens": None}, 20, 768),
+        ({"frame_tokens": 2000}, 20, 1196),  # of a picture of 1280x720 that is no larger
+        ({"family": "video_salmonn2", "frame_tokens": None}, 20, 238),
+        (
+            {"family": "video_salmonn2", "frame_tokens": None, "max_frames": 768, "fps": 10},
+            100,
+            285,
+        ),
+        ({"fps": 0.01}, 1, 144),
+    ],
+)
+def test_frames_are_as_large_as_the_model_would_have_them(
+    fig3: NominalPlan, changes: dict[str, object], pairs: int, tokens: int
+) -> None:
+    model = fig3.plan.config.models[0].model_copy(update=changes)
+    layout = nominal_layout(fig3.plan.units[0].sample, model)
+    assert layout is not None
+    frames = [s.stop - s.start for s in layout.segments if s.kind == "frame"]
+    assert frames == [tokens] * pairs
+
+
 def test_wrong_baselines_call_for_no_curve(fig3: NominalPlan) -> None:
     (right,), (none,) = estimate(fig3.plan).values(), estimate(fig3.plan, 0.0).values()
     (half,) = estimate(fig3.plan, 0.5).values()

@@ -22,7 +22,15 @@ from avflow.workers.models.base import (
 from avflow.workers.models.checkpoint import resolve_path
 from avflow.workers.models.room import check_room, longest_prompt
 
-__all__ = ["FAMILIES", "Family", "describe", "load", "longest_prompt_of", "resolve_path"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "describe",
+    "frame_tokens_of",
+    "load",
+    "longest_prompt_of",
+    "resolve_path",
+]
 
 FAMILIES: dict[str, Family] = {
     "qwen2_5_omni": qwen2_5_omni.FAMILY,
@@ -76,8 +84,16 @@ def _naming(spec: ModelSpec) -> Iterator[None]:
 
 def longest_prompt_of(spec: ModelSpec) -> int:
     """Tokens of the longest prompt with one video that the spec allows, roughly."""
+    tokens = frame_tokens_of(spec, spec.max_frames)
+    return longest_prompt(spec.fps, spec.max_frames, tokens)
+
+
+def frame_tokens_of(spec: ModelSpec, frames: int) -> int:
+    """Tokens at most of a frame pair in a video of so many frames; 0: it takes no video."""
+    if spec.frame_tokens is not None:
+        return spec.frame_tokens
     own = _family(spec).own_frame_tokens
-    return longest_prompt(spec.fps, spec.max_frames, spec.frame_tokens, own)
+    return 0 if own is None else own(frames, spec.max_frames)
 
 
 def _family(spec: ModelSpec) -> Family:

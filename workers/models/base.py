@@ -215,14 +215,15 @@ class Family:
 
     `about` is a line for people; `model_types` are those of config.json that it knows; `describe`
     reads all of a checkpoint but its weights; `load` puts one on one or more devices ("cpu",
-    "cuda:0", ...). Both raise UnsupportedModelError. `own_frame_tokens` of a frame pair at most,
-    where `ModelSpec.frame_tokens` is None; 0: it takes no video. `layouts`: the kinds of prompt
-    that it takes, so that a plan can warn of the others.
+    "cuda:0", ...). Both raise UnsupportedModelError. `own_frame_tokens`: those of a frame
+    pair at most in a video of so many frames, of so many allowed, where `ModelSpec.frame_tokens`
+    is None; None: it takes no video. `layouts`: the kinds of prompt that it takes, so that a plan
+    can warn of the others.
     """
 
     about: str
     model_types: tuple[str, ...]
     describe: Callable[[ModelSpec], ModelInfo]
     load: Callable[[ModelSpec, Sequence[str]], LoadedModel]
-    own_frame_tokens: int = 0
+    own_frame_tokens: Callable[[int, int], int] | None = None
     layouts: tuple[LayoutKind, ...] = ("single_video", "interleaved")

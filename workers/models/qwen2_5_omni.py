@@ -286,5 +286,5 @@ FAMILY = Family(
     model_types=MODEL_TYPES,
     describe=describe,
     load=load,
-    own_frame_tokens=FRAME_TOKENS,
+    own_frame_tokens=lambda _frames, _max_frames: FRAME_TOKENS,
 )

@@ -4,6 +4,7 @@ Weights lie spread over a model's GPUs, and with each layer its keys and values.
 batch and a layer's activations do not: they pass through every GPU, which must have room for them.
 """
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -21,15 +22,10 @@ TEXT_TOKENS = 200  # system prompt, question and options, roughly
 AUDIO_TOKENS_PER_S = 25  # Qwen2.5-Omni's; video-SALMONN 2+ has fewer
 
 
-def longest_prompt(
-    fps: float, max_frames: int, frame_tokens: int | None, own_frame_tokens: int
-) -> int:
-    """Tokens of a video with as many frames as a `ModelSpec` allows, and of its sound.
-
-    `own_frame_tokens` of the family (see `Family`), where `frame_tokens` is None.
-    """
-    each = own_frame_tokens if frame_tokens is None else frame_tokens
-    return -(-max_frames // 2) * each + round(max_frames / fps * AUDIO_TOKENS_PER_S) + TEXT_TOKENS
+def longest_prompt(fps: float, max_frames: int, frame_tokens: int) -> int:
+    """Tokens of a video with as many frames as a `ModelSpec` allows, and of its sound."""
+    pairs, sound = -(-max_frames // 2), round(max_frames / fps * AUDIO_TOKENS_PER_S)
+    return pairs * frame_tokens + sound + TEXT_TOKENS
 
 
 def needed_on_each(
@@ -45,8 +41,18 @@ def needed_on_each(
 def check_room(spec: ModelSpec, info: ModelInfo, n_tokens: int, devices: Sequence[str]) -> None:
     """Compare what a prompt of `n_tokens` takes with the memory of these CUDA devices.
 
-    Raises UnsupportedModelError where it can't fit, NotNowError where others hold the memory.
+    Raises UnsupportedModelError where it can't fit, NotNowError where others hold the memory or
+    the devices are not there: another machine may have them.
     """
+    seen = torch.cuda.device_count()
+    if seen < len(devices):
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise NotNowError(
+            f"model {spec.name}: of the {len(devices)} GPUs given to its worker torch "
+            f"{torch.__version__} sees {seen} (CUDA_VISIBLE_DEVICES: {given}); look at nvidia-smi "
+            "on that machine, install a torch that is built for its driver, and tell Ray no more "
+            "GPUs than there are"
+        )
     torch.cuda.empty_cache()  # what a model before this one left in torch's hands is free, too
     refuse_too_small(spec, info, n_tokens, [torch.cuda.mem_get_info(d) for d in devices])
 

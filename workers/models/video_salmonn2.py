@@ -33,8 +33,8 @@ from avflow.workers.models.base import embed as embed_alone
 from avflow.workers.models.checkpoint import describing_folder, local_folder
 from avflow.workers.models.placement import device_map, named
 from avflow.workers.models.video_salmonn2_config import (
-    FRAME_TOKENS,
     MODEL_TYPES,
+    own_frame_tokens,
     sizes,
 )
 from avflow.workers.models.video_salmonn2_prompt import (
@@ -225,6 +225,6 @@ FAMILY = Family(
     model_types=MODEL_TYPES,
     describe=describe,
     load=load,
-    own_frame_tokens=FRAME_TOKENS,
+    own_frame_tokens=own_frame_tokens,
     layouts=("single_video",),
 )

@@ -1,5 +1,6 @@
 """video-SALMONN 2+: what its config.json says, and what of it this family can run."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ SAMPLE_RATE = 16_000
 # least, and at most where a video has as many frames as are allowed; frames at least.
 _FRAME_MIN_PIXELS = 4 * 28 * 28
 _FRAME_MAX_PIXELS = 61_250
-FRAME_TOKENS = -(-_FRAME_MAX_PIXELS // 28**2)  # of a frame pair, then
 _SHARED_OUT = 0.95  # of the pixels of so many frames, when a video has fewer
 _MIN_FRAMES = 16
 
@@ -84,6 +84,12 @@ def check_config(spec: ModelSpec, config: dict[str, Any]) -> None:
         *unknown_rope(config),
     ]
     refuse_faults(spec, wrong)
+
+
+def own_frame_tokens(frames: int, max_frames: int) -> int:
+    """Of a frame pair at most, in the authors' pixel budget (see `Family`)."""
+    shared_out = _SHARED_OUT * max_frames / frames if frames < max_frames else 1
+    return math.ceil(_FRAME_MAX_PIXELS * shared_out / 28**2)
 
 
 def media_spec(spec: ModelSpec, config: dict[str, Any]) -> MediaSpec:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -114,8 +115,9 @@ def test_survivors_keep_their_position_ids_and_nothing_else_is_in_the_cache(
     tiny: Tiny, layout: Layout, embedded: Embedded
 ) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
+    layers: Any = [_Watched(layer, seen) for layer in tiny.decoder.layers]
     watched = Decoder(
-        layers=[_Watched(layer, seen) for layer in tiny.decoder.layers],  # type: ignore[misc]
+        layers=layers,
         rotary=tiny.decoder.rotary,
         norm=tiny.decoder.norm,
         lm_head=tiny.decoder.lm_head,
@@ -154,6 +156,17 @@ def test_the_first_of_two_runs_warms_up_and_the_second_is_timed(
         return float(len(ticks))
 
     monkeypatch.setattr(discard, "_walk", noted)
+    monkeypatch.setattr(discard, "_wait_for", lambda _result: ticks.append("wait"))
     monkeypatch.setattr(discard.time, "perf_counter", clock)
-    assert timed_prefill(tiny.decoder, embedded, {}).seconds == 2
-    assert ticks == ["walk", "clock", "walk", "clock"]
+    assert timed_prefill(tiny.decoder, embedded, {}).seconds == 3
+    assert ticks == ["walk", "wait", "clock", "walk", "wait", "clock"]
+
+
+def test_the_clock_waits_for_a_gpu_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    discard._wait_for(torch.zeros(1))
+    assert waited == []
+    on_gpu: Any = SimpleNamespace(device=torch.device("cuda", 1))
+    discard._wait_for(on_gpu)
+    assert waited == [torch.device("cuda", 1)]

@@ -17,3 +17,11 @@ def test_a_worker_refuses_another_checkpoint_than_was_planned() -> None:
     assert worker.model.info.digest == planned
     with pytest.raises(UnsupportedModelError, match="planned was 0123"):
         ModelWorker("w1", replace(TESTBED, digest="0123"), ("cpu",), 1)
+
+
+def test_a_worker_that_did_not_load_still_has_a_name() -> None:
+    """Ray asks for it; what its text raises would be told in place of the reason."""
+    worker = ModelWorker.__new__(ModelWorker)
+    with pytest.raises(UnsupportedModelError, match="no folder"):
+        worker.__init__("w1", replace(TESTBED, path="nowhere"), ("cpu",), 1)  # type: ignore[misc]
+    assert repr(worker) == "ModelWorker(w1, testbed)"

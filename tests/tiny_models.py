@@ -63,20 +63,20 @@ def as_published(folder: Path) -> None:
     (folder / "spk_dict.pt").write_bytes(b"voices")
 
 
-def numbers(model: LoadedModel, root: Path, sample: Sample, window: int = 3) -> dict[str, Any]:
-    """Every pathway of the sample through `run_unit`: p_options by curve."""
+def unit_of(n_layers: int, root: Path, sample: Sample, window: int = 3) -> UnitSpec:
+    """Every pathway of the sample, at all centre layers."""
     curves = tuple(
         CurveSpec(
             pathway=pathway,
             window=window,
-            center_layers=tuple(range(model.info.n_layers)),
+            center_layers=tuple(range(n_layers)),
             correct_only=False,
         )
         for pathway in ALL
         if pathway.layout == sample.layout
     )
-    unit = UnitSpec(
-        unit_id="u",
+    return UnitSpec(
+        unit_id=f"u-{sample.sample_id}",
         model="tiny",
         data_root=str(root),
         sample=sample,
@@ -85,6 +85,11 @@ def numbers(model: LoadedModel, root: Path, sample: Sample, window: int = 3) -> 
         byte_budget=2**26,
         cost=1,
     )
+
+
+def numbers(model: LoadedModel, root: Path, sample: Sample, window: int = 3) -> dict[str, Any]:
+    """The sample's `unit_of` through `run_unit`: p_options by curve."""
+    unit = unit_of(model.info.n_layers, root, sample, window)
     media = decode_sample(root, sample, model.media_spec)
     events = list(run_unit(model, unit, media, 0.0))
     done = {event.curve: event.p_options for event in events if isinstance(event, CurveDone)}

@@ -38,7 +38,8 @@ class ModelWorker:
         from avflow.workers.models.base import UnsupportedModelError
 
         torch.set_num_threads(threads)
-        self.name = name
+        # Both before what may fail: Ray asks for a worker's name to tell that it did not load.
+        self.name, self._model_name = name, spec.name
         self.model = load(spec, *devices)
         self.encoders = EncoderCache()
         if spec.digest not in (None, self.model.info.digest):
@@ -49,7 +50,7 @@ class ModelWorker:
             )
 
     def __repr__(self) -> str:
-        return f"ModelWorker({self.name}, {self.model.spec.name})"
+        return f"ModelWorker({self.name}, {self._model_name})"
 
     def about(self) -> tuple[MediaSpec, str, str]:
         """How to decode for this model, `host:pid`, and the Ray node's id ("" without Ray)."""

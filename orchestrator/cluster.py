@@ -67,9 +67,11 @@ def _start_here() -> None:
         ) from error
 
 
-def cluster_room(avoided: frozenset[str] = frozenset()) -> tuple[int, int]:
-    """(GPUs, CPUs) of the living nodes but the `avoided`; GPUs also those that an autoscaler can
-    add."""
+def cluster_room(avoided: frozenset[str] = frozenset()) -> tuple[tuple[int, ...], int]:
+    """GPUs of each living node but the `avoided`, and their CPUs together.
+
+    What an autoscaler can add counts as one node more.
+    """
     import ray
     from ray._private.state import state
 
@@ -78,9 +80,11 @@ def cluster_room(avoided: frozenset[str] = frozenset()) -> tuple[int, int]:
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"] and node["NodeID"] not in avoided
     ]
-    gpus, cpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("GPU", "CPU"))
+    gpus = [int(node["GPU"]) for node in nodes if node.get("GPU")]
     later = state.get_max_resources_from_cluster_config() or {}
-    return int(max(gpus, later.get("GPU", 0))), int(cpus)
+    if (more := int(later.get("GPU", 0)) - sum(gpus)) > 0:
+        gpus.append(more)
+    return tuple(gpus), int(sum(node.get("CPU", 0) for node in nodes))
 
 
 def actor_place(actor: Any) -> tuple[str, int]:

@@ -77,7 +77,7 @@ class RayExecutor:
         self._wanted = workers
         self._threads = threads
         self._avoided: frozenset[str] = frozenset()
-        self._has_gpus = cluster_room()[0] > 0  # CPU workers are no stand-in for GPUs that died
+        self._has_gpus = bool(cluster_room()[0])  # CPU workers are no stand-in for GPUs that died
         self._most_gpus = 0
         self._look()
         self._worker_class = worker_class
@@ -87,19 +87,24 @@ class RayExecutor:
         """Neither too many workers nor too few GPUs. Raises ConfigError if it can never be."""
         if self._has_gpus and gpus > self._most_gpus:
             raise ConfigError(
-                f"gpus_per_model is {gpus}, but the cluster has at most {self._most_gpus} GPUs"
+                f"gpus_per_model is {gpus}, but no machine of the cluster has more than "
+                f"{self._most_gpus} GPUs, and a model is not spread over machines"
             )
         if time.monotonic() - self._asked > _LOOK_EVERY_S:
             self._look()
         used = sum(worker.gpus for worker in self._workers.values())
-        enough = not self._has_gpus or used + gpus <= self._all_gpus
+        alike = sum(worker.gpus == gpus for worker in self._workers.values())
+        enough = not self._has_gpus or (
+            used + gpus <= sum(self._gpus)
+            and alike < sum(on_node // gpus for on_node in self._gpus)
+        )
         return enough and len(self._workers) < self._most
 
     def _look(self) -> None:
         """Nodes come and go: see what room there is now."""
-        self._all_gpus, cpus = cluster_room(self._avoided)
-        self._most_gpus = max(self._most_gpus, self._all_gpus)
-        room = self._all_gpus if self._has_gpus else max(1, cpus // self._threads)
+        self._gpus, cpus = cluster_room(self._avoided)  # of each node
+        self._most_gpus = max(self._most_gpus, *self._gpus, 0)
+        room = sum(self._gpus) if self._has_gpus else max(1, cpus // self._threads)
         self._most = self._wanted or room
         self._asked = time.monotonic()
 

@@ -196,6 +196,22 @@ def test_an_engine_that_blocks_nothing_is_found(
     assert "engine equals reference" in failed(model, clip)
 
 
+def test_an_answer_that_changes_and_is_wrong_all_the_same_is_found(
+    model: Any, clip: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = conformance_run.through_run_unit
+
+    def a_little_off(*arguments: Any) -> Any:
+        curves, done = real(*arguments)
+        close = curves["everything"].p_options * 0.7
+        return curves | {"everything": replace(curves["everything"], p_options=close)}, done
+
+    monkeypatch.setattr(conformance_run, "through_run_unit", a_little_off)
+    found = failed(model, clip)
+    assert "apart" in found["blocking all before last changes it"]
+    assert "engine equals reference" not in found
+
+
 def test_what_a_checkpoints_generation_config_asks_for_is_named(
     model: Any, clip: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ from avflow.workers.models.conformance_run import (
     something,
     through_run_unit,
 )
+from avflow.workers.protocol import CurveDone
 
 __all__ = ["Case", "Check", "Result", "conformance"]
 
@@ -162,13 +163,16 @@ def _nothing_is_plain(model: LoadedModel, ran: Ran) -> _Answer:
 
 
 def _everything_counts(model: LoadedModel, ran: Ran) -> _Answer:
-    done = ran.curves["everything"]
-    change = float(done.p_knockout[0]) - done.p_base
-    edges = int(done.n_blocked_edges[0])
-    expected = (ran.prepared.layout.n_tokens - 1) * model.info.n_layers
-    if edges != expected:
-        return False, f"{edges} edges were blocked, expected {expected}"
-    return change != 0, f"p of the top token {done.p_base:.4f} -> {done.p_base + change:.4f}"
+    """The last token reads itself alone, in every layer."""
+    done, n_tokens = ran.curves["everything"], ran.prepared.layout.n_tokens
+    counted, there = int(done.n_blocked_edges[0]), (n_tokens - 1) * model.info.n_layers
+    if counted != there:
+        return False, f"{counted} edges were blocked, expected {there}"
+    edges = reference.edges_between(n_tokens, range(n_tokens - 1), [n_tokens - 1])
+    passed, reason = _as_the_reference(model, ran, done, edges, model.info.n_layers)
+    p = float(done.p_knockout[0])
+    reason = f"p of the top token {done.p_base:.4f} -> {p:.4f}; {reason}"
+    return passed and p != done.p_base, reason
 
 
 def _engine_equals_reference(model: LoadedModel, ran: Ran) -> _Answer:
@@ -178,27 +182,35 @@ def _engine_equals_reference(model: LoadedModel, ran: Ran) -> _Answer:
         for names in (pathway.sources, pathway.targets)
     ]
     edges = reference.edges_between(layout.n_tokens, ends[0], ends[1])
+    window = half(model.info.n_layers)
+    passed, reason = _as_the_reference(model, ran, ran.curves["something"], edges, window)
+    return passed, f"{'+'.join(pathway.sources)} to {'+'.join(pathway.targets)}: {reason}"
+
+
+def _as_the_reference(
+    model: LoadedModel, ran: Ran, done: CurveDone, edges: reference.Edges, window: int
+) -> _Answer:
+    """A curve's answers against the unmodified model with `edges` in a dense mask."""
     inputs = reference.Inputs(
         inputs_embeds=ran.embedded.inputs_embeds,
         position_ids=ran.embedded.position_ids,
         attention_mask=ran.embedded.attention_mask,
     )
-    done, found = ran.curves["something"], []
+    tokens = [*ran.prepared.option_tokens, ran.done.base_token]
+    found = []
     for center in done.center_layer.tolist():
-        expected = reference.knockout_probabilities(
-            model.hf_model, inputs, edges, center, half(model.info.n_layers)
-        )
-        found.append(expected[list(ran.prepared.option_tokens)].double().cpu().numpy())
-    options = np.stack(found)
-    apart = float(np.abs(options - done.p_options).max())
+        expected = reference.knockout_probabilities(model.hf_model, inputs, edges, center, window)
+        found.append(expected[tokens].double().cpu().numpy())
+    right, unmasked = np.stack(found), np.append(ran.done.p_options, ran.done.p_base)
+    answers = np.column_stack([done.p_options, done.p_knockout])
+    apart = float(np.abs(right - answers).max())
     # In logarithms: a model that is sure of its answer hardly moves its probability.
     moved, wrong = (
-        float(np.abs(np.log((options + _LEAST) / (other + _LEAST))).max())
-        for other in (ran.done.p_options, done.p_options)
+        float(np.abs(np.log((right + _LEAST) / (other + _LEAST))).max())
+        for other in (unmasked, answers)
     )
-    what = f"{'+'.join(pathway.sources)} to {'+'.join(pathway.targets)}"
     reason = (
-        f"{what}: moves log probabilities by {moved:.2g}, the two at most {wrong:.2g} apart "
+        f"moves log probabilities by {moved:.2g}, the two at most {wrong:.2g} apart "
         f"(probabilities {apart:.2g})"
     )
     return apart <= TOLERANCE[model.spec.dtype] and wrong <= moved / 4, reason

@@ -73,6 +73,18 @@ def sink_table(run: str | Path) -> pl.DataFrame:
     )
 
 
+def probe_means(run: str | Path) -> pl.DataFrame:
+    """Norms (mean over a group's positions) and numbers of sinks (`group` null), the mean `value`
+    over `n` samples that were looked at: a row a (model, data set, task, probe, layer, group)."""
+    return query(
+        run,
+        """SELECT model, dataset, task, probe, layer, "group", AVG(value) AS value,
+                  COUNT(DISTINCT sample_id) AS n
+           FROM probes WHERE probe = 'norms' OR (probe = 'sinks' AND position IS NULL)
+           GROUP BY model, dataset, task, probe, layer, "group" """,
+    ).sort(*_TASK, "probe", "layer", "group")
+
+
 def portraits(run: str | Path) -> pl.DataFrame:
     """Maps, norms and sinks of the first sample by name that has all there are, a model and data
     set: what figures show."""

@@ -8,7 +8,12 @@ from typing import Any, Final
 import polars as pl
 
 from avflow.orchestrator.config import SweepConfig
-from avflow.orchestrator.extras_results import last_attention_table, portraits, sink_table
+from avflow.orchestrator.extras_results import (
+    last_attention_table,
+    portraits,
+    probe_means,
+    sink_table,
+)
 from avflow.orchestrator.figure_config import FigureConfig
 from avflow.orchestrator.panels import Directions, panel_curves, tasks_of
 from avflow.orchestrator.paths import RunPaths
@@ -32,9 +37,9 @@ _CELLS: Final = """
 class Outcome:
     """`curves` is `statistics.curve_table` of all cells, `categories` the same with categories for
     tasks, `panels` that of each figure of curves that the sweep file asks for, by its name;
-    `interventions` the rows of that table, with `media_group`; `last_attention`, `sinks` and
-    `portraits` the tables of `extras_results`; `created_ms` counts from 1970. `correct`: whether
-    curves are of samples with a right baseline."""
+    `interventions` the rows of that table, with `media_group`; `last_attention`, `sinks`,
+    `portraits` and `probe_means` the tables of `extras_results`; `created_ms` counts from 1970.
+    `correct`: whether curves are of samples with a right baseline."""
 
     name: str
     correct: bool
@@ -49,6 +54,7 @@ class Outcome:
     last_attention: pl.DataFrame
     sinks: pl.DataFrame
     portraits: pl.DataFrame
+    probe_means: pl.DataFrame
     own: tuple[Pathway, ...]
     created_ms: int
 
@@ -97,6 +103,7 @@ def read_outcome(paths: RunPaths, config: SweepConfig, *, correct: bool = True) 
         last_attention=last_attention_table(paths.root),
         sinks=sink_table(paths.root),
         portraits=portraits(paths.root),
+        probe_means=probe_means(paths.root),
         own=own,
         created_ms=_created_ms(paths),
     )

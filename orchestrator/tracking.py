@@ -1,5 +1,5 @@
-"""MLflow as a view of the store: flat runs, one a (model, data set, task, window, variant), and one
-a category of tasks.
+"""MLflow as a view of the store: flat runs, one a (model, data set, task, window, variant), one a
+category of tasks, and of interventions and probes one a task (`drafts`, `extras_drafts`).
 
 The store is the truth; whatever is here can be made again from it. A run holds a metric a pathway
 with step = centre layer, so that MLflow's chart view draws the paper's panels by itself, a line a
@@ -22,48 +22,25 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-import polars as pl
-
-from avflow.orchestrator import figures, report, statistics
 from avflow.orchestrator.config import SweepConfig
+from avflow.orchestrator.drafts import Draft, curve_drafts, sweep_draft
 from avflow.orchestrator.errors import AvflowError
+from avflow.orchestrator.extras_drafts import extra_drafts
 from avflow.orchestrator.identity import digest, identity_fields
-from avflow.orchestrator.outcome import Outcome, is_complete, read_outcome
-from avflow.orchestrator.panels import category_statuses
+from avflow.orchestrator.outcome import is_complete, read_outcome
 from avflow.orchestrator.paths import RunPaths, quoted, slug
-from avflow.orchestrator.results import TaskStatus
-from avflow.pathways.pathway import Pathway
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-LAYOUT_VERSION: Final = 2
-"""Counted up when the same numbers would be published in another form."""
-
 _PROXIED: Final = "mlflow-artifacts:/"
-_METRICS: Final = (
-    ("dp", "mean"),
-    ("dp_low", "low"),
-    ("dp_high", "high"),
-    ("flip", "flip"),
-    ("effect_log_odds", "log_odds"),
-    ("effect_accuracy", "accuracy"),
-    ("q", "q_value"),
-    ("n", "n"),
-)  # name's prefix, column of the curve table; the page lists them by the alphabet, `dp` first
-# MLflow would colour runs by a hash of their id, and two tasks alike. Okabe-Ito, then Tol's muted.
-_COLOURS: Final = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
-    "#882255", "#999933", "#44AA99",
-)  # fmt: skip
 _LONGEST_PARAM: Final = 6000
 _LONGEST_TAG: Final = 5000
 _NOTE: Final = """\
@@ -74,8 +51,11 @@ is the probability of the predicted answer letter; `dp_low` and `dp_high` are it
 band, `flip` the share of samples whose answer changed, `n` their number. `effect_log_odds` and
 `effect_accuracy` are the same as differences of the log-odds and of the share of right answers,
 `q` the corrected p value of no effect. `peak_dp` and `peak_layer` say where a curve is furthest
-from zero. Runs tagged `kind = cell` are of a task, `kind = category` of a category's tasks pooled;
-figures and the report are in the run tagged `kind = sweep`. docs/mlflow.md has search strings.
+from zero, `first_layer` and `last_layer` between which centres a sure effect of that sign lies.
+Runs tagged `kind = cell` are of a task, `kind = category` of a category's tasks pooled, `kind =
+accuracy` of the answers under masks and discards, `kind = probe` of attention, norms and sinks
+(step = layer); figures and the report are in the run tagged `kind = sweep`. docs/mlflow.md has
+search strings.
 """
 
 
@@ -96,26 +76,6 @@ class PublishReport:
     """Tasks that wait for samples, and so are not published."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Draft:
-    """A run to be. `content` is what its artifacts are made of; `fill` makes them in a folder."""
-
-    key: str
-    name: str
-    tags: dict[str, str]
-    params: dict[str, str]
-    metrics: tuple[tuple[str, float, int], ...]  # name, value, step
-    content: str
-    fill: Callable[[Path], None]
-
-    @property
-    def digest(self) -> str:
-        """Equal for drafts that would look alike. Twelve digits: the last bits of a mean depend on
-        the machine, and are no reason to replace a run."""
-        metrics = [(name, f"{value:.12g}", step) for name, value, step in self.metrics]
-        return digest([LAYOUT_VERSION, self.name, self.tags, self.params, metrics, self.content])
-
-
 def tracking_uri(paths: RunPaths, config: SweepConfig) -> str:
     """Where the sweep is published."""
     return config.mlflow.tracking_uri or f"sqlite:///{paths.mlflow.resolve().as_posix()}"
@@ -129,21 +89,10 @@ def publish(paths: RunPaths, config: SweepConfig) -> PublishReport:
     """
     uri = tracking_uri(paths, config)
     outcome = read_outcome(paths, config)
-    drafts = [
-        _cell_draft(outcome, config, task, cell)
-        for task in outcome.tasks
-        if is_complete(task)
-        for cell in outcome.cell_keys(task)
-    ]
-    drafts += [
-        _category_draft(outcome, config, category, cell)
-        for category in category_statuses(outcome.tasks)
-        if is_complete(category)
-        for cell in outcome.category_keys(category)
-    ]
+    drafts = [*curve_drafts(outcome, config), *extra_drafts(outcome, config)]
     unfinished = sum(not is_complete(task) for task in outcome.tasks)
     if outcome.tasks and not unfinished:
-        drafts.append(_sweep_draft(outcome, config, paths))
+        drafts.append(sweep_draft(outcome, config, paths))
     with _mlflow_errors(uri, paths):
         shelf = _open_shelf(uri, paths, config, outcome.created_ms)
         done = Counter(shelf.put(draft) for draft in drafts)
@@ -155,113 +104,6 @@ def publish(paths: RunPaths, config: SweepConfig) -> PublishReport:
         unchanged=done["unchanged"],
         unfinished=unfinished,
     )
-
-
-def _cell_draft(
-    outcome: Outcome, config: SweepConfig, task: TaskStatus, cell: Mapping[str, Any]
-) -> _Draft:
-    """The run of one (model, dataset, task, window, variant)."""
-    curves = outcome.curves.filter(**cell).sort("pathway", "center_layer")
-    names = {key: str(value) for key, value in cell.items()}
-    identity = {key: str(value) for key, value in identity_fields(config.model(task.model)).items()}
-    colour = _COLOURS[outcome.tasks.index(task) % len(_COLOURS)]
-    counts = {"planned": task.planned, "right": task.right, "wrong": task.wrong}
-    return _Draft(
-        key="{model}/{dataset}/{task}/k{window}/{variant}".format(**names),
-        name=_run_name(config, cell),
-        tags={"kind": "cell", "category": task.category, "mlflow.runColor": colour, **names},
-        params={f"model.{key}": value for key, value in identity.items()}
-        | names
-        | {f"samples.{key}": str(value) for key, value in counts.items()}
-        | {"samples.failed": str(task.failed)},
-        metrics=tuple(_curve_metrics(curves)),
-        content=curves.write_csv(float_precision=12),
-        fill=partial(_fill_cell, curves, task, outcome.own),
-    )
-
-
-def _category_draft(
-    outcome: Outcome, config: SweepConfig, category: TaskStatus, cell: Mapping[str, Any]
-) -> _Draft:
-    """The run of a category; `category.task` is its name, as the cell's is."""
-    curves = outcome.categories.filter(**cell).sort("pathway", "center_layer")
-    names = {key: str(value) for key, value in cell.items()}
-    del names["task"]
-    order = list(dict.fromkeys(task.category for task in outcome.tasks))
-    counts = {"planned": category.planned, "right": category.right, "wrong": category.wrong}
-    shown = f"{category.task} (category)"
-    return _Draft(
-        key="{model}/{dataset}/category {task}/k{window}/{variant}".format(**cell),
-        name=_run_name(config, {**cell, "task": shown}),
-        tags={
-            "kind": "category",
-            "category": category.task,
-            "mlflow.runColor": _COLOURS[order.index(category.task) % len(_COLOURS)],
-            **names,
-        },
-        params={**names, "category": category.task}
-        | {f"samples.{key}": str(value) for key, value in counts.items()}
-        | {"samples.failed": str(category.failed)},
-        metrics=tuple(_curve_metrics(curves)),
-        content=curves.write_csv(float_precision=12),
-        fill=partial(_fill_cell, curves, category, outcome.own),
-    )
-
-
-def _fill_cell(
-    curves: pl.DataFrame, task: TaskStatus, own: Sequence[Pathway], folder: Path
-) -> None:
-    curves.write_csv(folder / "curves.csv")
-    drawn = {slug(task.task): figures.task_figure(curves, task, own)}
-    figures.save_figures(drawn, folder / "figures", formats=("png",))
-
-
-def _run_name(config: SweepConfig, cell: Mapping[str, Any]) -> str:
-    """The task, and what else tells the sweep's runs apart: legends have little room."""
-    several = {
-        "model": len(config.models) > 1,
-        "dataset": len(config.datasets) > 1,
-        "task": True,
-        "window": len({w for asked in config.experiments for w in asked.windows}) > 1,
-        "variant": len({asked.option_span for asked in config.experiments}) > 1,
-    }
-    shown = {**cell, "window": f"k={cell['window']}"}
-    return " · ".join(str(shown[key]) for key, varies in several.items() if varies)
-
-
-def _curve_metrics(curves: pl.DataFrame) -> Iterator[tuple[str, float, int]]:
-    """Name, value, step. MLflow takes A-Z a-z 0-9 _ - . / : and spaces in names, so no arrows."""
-    for row in curves.iter_rows(named=True):
-        for prefix, column in _METRICS:
-            if row[column] is not None:
-                yield f"{prefix}/{row['pathway']}", float(row[column]), row["center_layer"]
-    for row in statistics.peak_table(curves).iter_rows(named=True):
-        yield f"peak_dp/{row['pathway']}", row["mean"], 0
-        yield f"peak_layer/{row['pathway']}", float(row["center_layer"]), 0
-
-
-def _sweep_draft(outcome: Outcome, config: SweepConfig, paths: RunPaths) -> _Draft:
-    """The run of the sweep as a whole: figures, words, tables, failures, config."""
-    totals = {
-        f"samples/{name}": sum(getattr(task, name) for task in outcome.tasks)
-        for name in ("planned", "right", "wrong", "failed")
-    }
-    found = "\n".join(f"- {line}" for line in report.words(outcome).splitlines())
-    return _Draft(
-        key="sweep",
-        name=f"sweep: {config.name}",
-        tags={"kind": "sweep", "mlflow.note.content": found},
-        params={},
-        metrics=tuple((name, float(value), 0) for name, value in totals.items()),
-        content=report.report_digest(outcome),
-        fill=partial(_fill_sweep, outcome, paths),
-    )
-
-
-def _fill_sweep(outcome: Outcome, paths: RunPaths, folder: Path) -> None:
-    report.write_report(paths, outcome)
-    shutil.copytree(paths.report, folder / "report")
-    shutil.copy(paths.sweep, folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,7 +118,7 @@ class _Shelf:
     """Where the server of the default store looks for artifacts; None: ask MLflow to put them."""
     held: Mapping[str, Sequence[Run]]
 
-    def put(self, draft: _Draft) -> Literal["created", "replaced", "unchanged"]:
+    def put(self, draft: Draft) -> Literal["created", "replaced", "unchanged"]:
         """Make the draft the one run of its key."""
         held = self.held.get(draft.key, ())
         wanted = draft.digest
@@ -290,7 +132,7 @@ class _Shelf:
             return "unchanged"
         return "replaced" if held else "created"
 
-    def _create(self, draft: _Draft, wanted: str) -> None:
+    def _create(self, draft: Draft, wanted: str) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
         # The chart view lists the newest first: the sweep's own run, without curves, goes last.

@@ -81,18 +81,22 @@ def probed(unit: UnitSpec, name: ProbeName, rows: list[tuple[object, ...]]) -> P
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two samples of `sight` and one of `sound`."""
+    return stored(tmp_path_factory.mktemp("run"))
+
+
+def stored(root: Path, *, whole: bool = False) -> Path:
+    """Two samples of `sight` and one of `sound`, which lacks a discard unless `whole`."""
     samples = (sample(0), sample(1), sample(2, task="sound"))
     loaded = LoadedDataset(root=Path("/x"), samples=samples, fingerprint=fingerprint(samples))
     asked = config(interventions=INTERVENTIONS, probes=PROBES, experiments=[])
     plan = build_plan(asked, {"world": loaded}, {"tiny": INFO})
-    paths = RunPaths(tmp_path_factory.mktemp("run"))
+    paths = RunPaths(root)
     claim(paths, plan)
     store = ResultStore(paths, plan)
     for number, unit in enumerate(sorted(plan.units, key=lambda unit: unit.unit_id)):
         store.add_curve(unit, intervened(unit, "mask/late", correct=number > 0))
         store.add_curve(unit, intervened(unit, "discard/full", correct=True, seconds=1.0 + number))
-        if number < 2:  # the last one failed
+        if number < 2 or whole:
             done = intervened(unit, "discard/video", correct=number == 0, seconds=0.5)
             store.add_curve(unit, done)
         attention = [(0, "video", -1, -1, -1, -1, 0.25 * number), (0, "last", -1, -1, -1, -1, 0.5)]

@@ -1,4 +1,4 @@
-"""What the report says in words: the numbers are the store's, and not more is claimed than known."""
+"""What the report says in words: the numbers are the store's, and no claim is larger than they."""
 
 import numpy as np
 import polars as pl

@@ -13,7 +13,7 @@ from mlflow.entities import Run
 
 from avflow.datasets.prompts import multiple_choice
 from avflow.datasets.sample import MediaPart, Sample
-from avflow.orchestrator import figures, tracking
+from avflow.orchestrator import drafts, figures
 from avflow.orchestrator.config import SweepConfig
 from avflow.orchestrator.data import LoadedDataset, fingerprint
 from avflow.orchestrator.outcome import read_outcome
@@ -354,6 +354,6 @@ def test_names_are_what_mlflow_takes() -> None:
 
     from avflow.pathways import catalogue
 
-    for prefix in [prefix for prefix, _ in tracking._METRICS]:
+    for prefix in [prefix for prefix, _ in drafts._METRICS]:
         for pathway in catalogue.ALL:
             _validate_metric_name(f"{prefix}/{pathway.name}")

@@ -20,13 +20,19 @@ def start_ray(address: str | None) -> bool:
 
     None starts it on this machine: on the loopback interface, with a token of its own, so that
     nobody on the network can run code through it. A cluster is joined with token authentication
-    unless RAY_AUTH_MODE says otherwise. Raises ConfigError when it can't be reached.
+    unless RAY_AUTH_MODE says otherwise. Raises ConfigError when it can't be reached, or when one is
+    meant (RAY_ADDRESS) and none was asked for.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():
         return False
+    if address is None and (meant := os.environ.get("RAY_ADDRESS")):
+        raise ConfigError(
+            f"RAY_ADDRESS is {meant!r}: join that cluster with `--address auto`, or unset it to "
+            "run on this machine alone"
+        )
     if address is None:
         _start_here()
         return True
@@ -55,6 +61,7 @@ def _start_here() -> None:
     Config.initialize("")
     try:
         ray.init(
+            address="local",  # not one that happens to run here
             num_cpus=len(os.sched_getaffinity(0)),
             include_dashboard=False,
             log_to_driver=False,

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from avflow.orchestrator.cluster import start_ray
+from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.results import status
 
 CLUSTER = Path(__file__).parents[1] / "cluster.yaml"
@@ -23,6 +25,23 @@ def test_the_head_has_no_gpu_and_workers_do() -> None:
     types = yaml.safe_load(CLUSTER.read_text())["available_node_types"]
     assert types["head"]["resources"]["GPU"] == 0
     assert types["gpu"]["resources"]["GPU"] >= 1
+
+
+@pytest.mark.ray
+def test_a_cluster_that_is_there_is_not_joined_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: asked.append(options))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS is '10\.0\.0\.1:6379': join that cluster"):
+        start_ray(None)
+    assert not asked
+    start_ray("auto")
+    monkeypatch.delenv("RAY_ADDRESS")
+    start_ray(None)
+    assert [options["address"] for options in asked] == ["auto", "local"]
 
 
 @pytest.mark.slow

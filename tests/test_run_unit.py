@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from unit_runs import EVERY_CURVE, N_LAYERS, curve, curves_of, unit
+from unit_runs import BUDGET, EVERY_CURVE, N_LAYERS, curve, curves_of, unit
 
 from avflow.datasets.sample import Sample
 from avflow.pathways import catalogue
@@ -248,6 +248,21 @@ def test_memory_that_runs_out_halves_the_batch(
     lost = run(model, spec)
     assert [type(e) for e in lost] == [UnitFailure, UnitFailure, SampleDone]
     assert all(e.retryable and e.stage == "replay" for e in lost[:2])
+
+
+@pytest.mark.parametrize("budget", [BUDGET, 2**18])
+def test_a_device_with_less_room_than_planned_splits_and_counts(
+    model: InMemory, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    """Batches of a group hand their trunk on, whether or not they are cut."""
+    spec = unit(EVERY_CURVE, byte_budget=budget)
+    whole = run(model, spec)
+    monkeypatch.setattr(batches.BatchRunner, "_fits", lambda _self, batch: len(batch.rows) <= 3)
+    events = run(model, spec)
+    assert whole[-1].split_batches == 0 < events[-1].split_batches
+    for key, done in curves_of(whole).items():
+        np.testing.assert_allclose(curves_of(events)[key].p_options, done.p_options, atol=1e-6)
+    assert events[-1].token_layers > whole[-1].token_layers
 
 
 @pytest.mark.parametrize("error", [MemoryError, torch.AcceleratorError])

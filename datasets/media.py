@@ -33,7 +33,7 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,gif,"
     "wav,w64,aiff,au,caf,flac,mp3,aac,ac3,eac3,amr"
 )
-_GUESSED = frozenset({"aac", "ac3", "eac3", "amr"})  # by the first frames' bit rate
+_GUESSED = frozenset({"aac", "ac3", "eac3", "amr", "mpeg"})  # how long it is, by its bit rate
 _PICTURES = "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,image2"  # known, to say so
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": f"{_FORMATS},{_PICTURES}"}
 
@@ -127,7 +127,7 @@ def _decode_video(path: Path, with_audio: bool, spec: MediaSpec) -> DecodedMedia
         track, notes = _sound_track(path, container) if with_audio else (None, ())
         lead = _lead(stream, track)
         times, spacing = sampling_times(seen + lead, spec, _frames_in(seen + lead, stream))
-        picker = FramePicker(times, spec, lead)
+        picker = FramePicker(path, times, spec, lead)
         sound = Sound(path, spec, stated_s=_stated_s(container, track)) if track else None
         stream.codec_context.thread_count = 1  # a decoding task has one CPU; threads cost 15% more
         unseen = Unseen(stream, stamps, times)
@@ -138,7 +138,7 @@ def _decode_video(path: Path, with_audio: bool, spec: MediaSpec) -> DecodedMedia
                     picker.add(frame)
                 elif sound:
                     sound.add(frame)
-        frames, last = picker.finish(path)
+        frames, last = picker.finish()
         if last < max(stamps, default=0) * float(stream.time_base or 0) - MISSING_S:
             raise truncated(path, "video", last, seen)
         wave = sound.finish(zero=picker.zero) if sound else None
@@ -183,7 +183,15 @@ def _picture_track(path: Path, container: av.container.InputContainer) -> av.Vid
         raise MediaError(f"{path}: is a picture ({name}); its kind is 'image', not 'video'")
     if not pictures:
         raise MediaError(f"{path}: has no video track; is its kind really 'video'?")
+    _check_codec(path, pictures[0])
     return pictures[0]
+
+
+def _check_codec(path: Path, stream: av.stream.Stream) -> None:
+    if stream.codec_context is None:
+        raise MediaError(
+            f"{path}: its {stream.type} track is encrypted or of an unknown codec; encode it again"
+        )
 
 
 def _is_cover(stream: av.stream.Stream) -> bool:
@@ -201,6 +209,7 @@ def _sound_track(
             "read the data set without sound"
         )
     chosen = next((t for t in tracks if t.disposition & av.stream.Disposition.default), tracks[0])
+    _check_codec(path, chosen)
     if len(tracks) == 1:
         return chosen, ()
     return chosen, (f"sound track {tracks.index(chosen) + 1} of {len(tracks)} was used",)
@@ -260,8 +269,9 @@ def _survey(path: Path, spec: MediaSpec) -> tuple[float, list[int]]:
     with _open(path) as container:
         stream = _picture_track(path, container)
         base = float(stream.time_base or 0)
-        of_stream = (stream.duration or 0) * base
-        of_file = (container.duration or 0) / av.time_base
+        stated = container.format.name not in _GUESSED
+        of_stream = (stream.duration or 0) * base if stated else 0.0
+        of_file = (container.duration or 0) / av.time_base if stated else 0.0
         ends = {s.index: 0.0 for s in container.streams}
         for packet in _packets(path, container, [stream, *container.streams.audio], spec):
             if packet.pts is None or packet.time_base is None:

@@ -33,9 +33,12 @@ class FramePicker:
     an array, and made smaller, only when it is kept.
     """
 
-    def __init__(self, times: tuple[float, ...], spec: MediaSpec, lead: float = 0.0) -> None:
+    def __init__(
+        self, path: Path, times: tuple[float, ...], spec: MediaSpec, lead: float = 0.0
+    ) -> None:
         """Time zero is `lead` seconds before the first frame, which is shown until then, too."""
         self.zero: float | None = None  # as the container counts, s
+        self._path = path
         self._lead = lead
         self._times = times
         self._spec = spec
@@ -44,20 +47,27 @@ class FramePicker:
         self._kept: list[NDArray[np.uint8]] = []
 
     def add(self, frame: av.VideoFrame) -> None:
-        """Take the next frame in order of time."""
-        if self.zero is None:
+        """Take the next frame in order of time. Raises MediaError where that starts again."""
+        if self.zero is None or self._shown is None:
             self.zero = frame.time - self._lead
             self._shown = frame
+        if frame.time < self._shown.time - MISSING_S:
+            raise MediaError(
+                f"{self._path}: the time stamps of its picture jump back, from "
+                f"{self._shown.time:.2f} s to {frame.time:.2f} s; encode it again"
+            )
         self._keep_until(frame.time - self.zero)
         self._shown = frame
 
-    def finish(self, path: Path) -> tuple[NDArray[np.uint8], float]:
+    def finish(self) -> tuple[NDArray[np.uint8], float]:
         """Frames [T, 3, H, W] and when the last decoded frame came, s as the container counts."""
         if self._shown is None or self.zero is None:
-            raise MediaError(f"{path}: no frame could be decoded; fetch the file again")
+            raise MediaError(f"{self._path}: no frame could be decoded; fetch the file again")
         self._keep_until(np.inf)
         if len({kept.shape for kept in self._kept}) > 1:
-            raise MediaError(f"{path}: the picture's size changes on the way; encode it again")
+            raise MediaError(
+                f"{self._path}: the picture's size changes on the way; encode it again"
+            )
         return np.stack(self._kept), float(self._shown.time or 0)
 
     def _keep_until(self, now: float) -> None:
@@ -77,8 +87,19 @@ def _frame_array(frame: av.VideoFrame, spec: MediaSpec, max_pixels: float) -> ND
     else:
         height, width = fit(frame.height, frame.width, max_pixels, spec.patch_multiple)
         rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
-    turns = round((frame.rotation or 0) / 90) % 4  # phones store the turn beside the picture
-    return np.ascontiguousarray(np.rot90(rgb, turns).transpose(2, 0, 1))
+    return np.ascontiguousarray(_upright(rgb, frame).transpose(2, 0, 1))
+
+
+def _upright(rgb: NDArray[Any], frame: av.VideoFrame) -> NDArray[Any]:
+    """Turned and mirrored by quarters as a phone wrote it beside the picture, in the matrix that
+    takes x and y to where they are shown."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return rgb
+    x_by_x, y_by_x, _, x_by_y, y_by_y = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if abs(y_by_x) + abs(x_by_y) > abs(x_by_x) + abs(y_by_y):
+        rgb, x_by_x, y_by_y = rgb.transpose(1, 0, 2), x_by_y, y_by_x
+    return rgb[:: -1 if y_by_y < 0 else 1, :: -1 if x_by_x < 0 else 1]
 
 
 def _antialiased(frame: av.VideoFrame, height: int, width: int) -> NDArray[Any]:
@@ -117,7 +138,8 @@ class Sound:
         self._resample(frame)
 
     def _new_resampler(self) -> av.AudioResampler:
-        return av.AudioResampler(format="fltp", layout=self._layout, rate=self._rate)
+        # One plane of all channels: PyAV reads past the planes of eight channels or more.
+        return av.AudioResampler(format="flt", layout=self._layout, rate=self._rate)
 
     def _silence(self, seconds: float) -> NDArray[np.float32]:
         if seconds > _LONGEST_HOLE_S:
@@ -143,7 +165,8 @@ class Sound:
             ) from error
         for out in resampled:
             # As librosa has it; a mix has one channel already.
-            self._keep(out.to_ndarray().mean(axis=0, dtype=np.float32))
+            channels = out.to_ndarray().reshape(-1, out.layout.nb_channels)
+            self._keep(channels.mean(axis=1, dtype=np.float32))
 
     def _keep(self, piece: NDArray[np.float32]) -> None:
         """Count all samples, but hold no hours of sound that the model never hears."""
@@ -171,6 +194,8 @@ class Sound:
             wave = wave[: int(self._max_s * self._rate)]
         if not len(wave):
             raise MediaError(f"{self._path}: its sound has no samples; fetch the file again")
+        if not np.isfinite(wave).all():
+            raise MediaError(f"{self._path}: its sound holds samples that are no numbers")
         return np.ascontiguousarray(wave, dtype=np.float32)
 
     def _clip(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 from avflow.datasets.media import DecodedMedia, MediaSpec, decode_media
 from avflow.datasets.sample import MediaKind, MediaPart
@@ -22,6 +23,7 @@ SPEC = MediaSpec(
     sample_rate=16_000,
     max_audio_s=300,
 )
+RATE = 48_000  # of `tone`, Hz
 
 
 def write_video(
@@ -56,6 +58,67 @@ def write_video(
             track.sample_rate, track.pts = rate, round(sound_from * rate)
             container.mux(sound.encode(track))
             container.mux(sound.encode(None))
+    return path
+
+
+def write_plain(
+    path: Path,
+    codec: str,
+    *,
+    seconds: float = 4,
+    size: tuple[int, int] = (56, 56),
+    pix_fmt: str = "yuv420p",
+    options: dict[str, str] | None = None,
+) -> Path:
+    """10 frames a second in any codec; frame i has noise around grey 4 i."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w", options=options or {}) as container:
+        video = container.add_stream(codec, rate=10)
+        video.height, video.width = size
+        video.pix_fmt = pix_fmt
+        for i in range(round(seconds * 10)):
+            noise = rng.integers(-4, 5, (*size, 3)) + 4 * i + 20
+            frame = av.VideoFrame.from_ndarray(noise.astype(np.uint8), format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 10)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    return path
+
+
+def tone(seconds: float, hertz: float = 440) -> NDArray[np.float32]:
+    wave = 0.3 * np.sin(np.arange(round(seconds * RATE)) * 2 * np.pi * hertz / RATE)
+    return np.tile(wave, (2, 1)).astype(np.float32)
+
+
+def pitch(wave: NDArray[np.float32] | None) -> float:
+    """The loudest frequency of a wave at 16 kHz, Hz."""
+    assert wave is not None
+    return float(np.argmax(np.abs(np.fft.rfft(wave)))) * 16_000 / len(wave)
+
+
+def write_sound(
+    path: Path, codec: str, seconds: float, *, hertz: Sequence[float] = (440,), cover: bool = False
+) -> Path:
+    """A file of tones, a track each."""
+    with av.open(str(path), "w") as container:
+        tracks = [container.add_stream(codec, rate=RATE, layout="stereo") for _ in hertz]
+        picture = container.add_stream("mjpeg", rate=1) if cover else None
+        if picture:
+            picture.width = picture.height = 64
+            picture.pix_fmt = "yuvj420p"
+            picture.disposition = av.stream.Disposition.attached_pic
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            container.mux(picture.encode(frame))
+        for track, each in zip(tracks, hertz, strict=True):
+            wave = tone(seconds, each)
+            for at in range(0, wave.shape[1], 4608):
+                frame = av.AudioFrame.from_ndarray(
+                    np.ascontiguousarray(wave[:, at : at + 4608]), format="fltp", layout="stereo"
+                )
+                frame.sample_rate, frame.pts = RATE, at
+                frame.time_base = Fraction(1, RATE)
+                container.mux(track.encode(frame))
+            container.mux(track.encode(None))
     return path
 
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -21,8 +22,10 @@ BATCH = SLURM / "sweep.sbatch"
 # What the scripts call. `srun` runs one task here; `ray symmetric-run` what stands after `--`.
 FAKES = {
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
-    "ray": 'while [[ $1 != -- ]]; do shift; done; shift; exec "$@"',
+    "ray": "[[ $1 == stop ]] && exit; while [[ $1 != -- ]]; do shift; done; shift; "
+    'env | grep ^RAY_TMPDIR= > "$REQUEUED.tmpdir"; exec "$@"',
     "scontrol": 'if [[ $1 == show ]]; then echo localhost; else echo "$@" >> "$REQUEUED"; fi',
+    "squeue": 'if [[ $* == *%T* ]]; then echo "${STATE:-RUNNING}"; else echo "$ENDS"; fi',
 }
 
 
@@ -39,6 +42,8 @@ def scheduler(tmp_path: Path) -> dict[str, str]:
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NODELIST": "localhost",
         "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_CPUS_ON_NODE": "2",
+        "ENDS": "N/A",  # as without a wall time
         "SLURM_SUBMIT_DIR": str(ROOT),
         "REQUEUED": str(tmp_path / "requeued"),
         "OMP_NUM_THREADS": "1",
@@ -116,6 +121,50 @@ def test_the_driver_stops_in_order_and_the_job_is_queued_again(
     assert (tmp_path / "drained").exists(), "it had the time that it needed"
     assert requeued(scheduler) == ["requeue 4711"], said
     assert job.returncode == 0
+
+
+def test_a_cancelled_job_stays_cancelled(scheduler: dict[str, str], tmp_path: Path) -> None:
+    """`scontrol requeue` would bring it back: seen on a real SLURM."""
+    fake_avflow(scheduler, "exit 143")
+    job = submit(scheduler | {"STATE": "COMPLETING"}, "s.yaml", tmp_path / "run")
+    said, _ = job.communicate(timeout=60)
+    assert "not queued again" in said
+    assert not requeued(scheduler)
+
+
+def test_a_driver_that_does_not_stop_is_left_before_the_wall_time(
+    scheduler: dict[str, str], tmp_path: Path
+) -> None:
+    """A job that runs into its wall time is not queued again."""
+    fake_avflow(scheduler, f"trap '' TERM; touch {tmp_path}/started; sleep 60 & wait; wait")
+    ends = datetime.now() + timedelta(seconds=32)
+    job = submit(scheduler | {"ENDS": f"{ends:%Y-%m-%dT%H:%M:%S}"}, "s.yaml", tmp_path / "run")
+    wait_for(tmp_path / "started")
+    job.send_signal(signal.SIGUSR1)
+    try:
+        while not requeued(scheduler):
+            assert datetime.now() < ends, "SLURM would have killed it by now"
+            time.sleep(0.1)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+
+
+def test_rays_files_are_apart_from_other_users(scheduler: dict[str, str], tmp_path: Path) -> None:
+    """The second user of a node may not write /tmp/ray/ray_current_cluster."""
+    fake_avflow(scheduler, "exit 0")
+    scheduler.pop("RAY_TMPDIR", None)
+    submit(scheduler, "s.yaml", tmp_path / "run").communicate(timeout=60)
+    written = Path(scheduler["REQUEUED"] + ".tmpdir").read_text().strip()
+    assert written == f"RAY_TMPDIR=/tmp/ray-{os.getuid()}"
+
+
+def test_without_avflow_nothing_is_queued_again(scheduler: dict[str, str], tmp_path: Path) -> None:
+    fakes = scheduler["PATH"].split(":")[0]
+    job = submit(scheduler | {"PATH": f"{fakes}:/usr/bin:/bin"}, "s.yaml", tmp_path / "run")
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == 2
+    assert "activate" in said
+    assert not requeued(scheduler)
 
 
 def wait_for(path: Path, patience_s: float = 60) -> None:

@@ -4,7 +4,11 @@ The official decoder layers run unchanged (projections, rotary, MLP, norms); onl
 function is ours, set through transformers' AttentionInterface for the text decoder alone and put
 back afterwards, so that the plain model is never disturbed.
 
-Shapes: R rows, H heads, G key/value heads, q queries, m replayed positions, d head size.
+A layer call takes positions of several rows, laid end to end as one long sequence: its weights are
+read once for all of them, whatever each of them reads.
+
+Shapes: T positions of a call, R rows, H heads, G key/value heads, q queries a row, m replayed
+positions, d head size.
 """
 
 from contextlib import AbstractContextManager
@@ -20,22 +24,33 @@ NAME = "avflow_replay"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Rows and queries of a call that read alike, as `view` says."""
+    """Neighbouring rows of a call that read alike, as `view` says: their `queries` among the
+    call's T, and `own`, their places among the rows that have keys of their own (none: empty)."""
 
-    rows: slice
     queries: slice
+    n_rows: int
+    own: slice
     view: View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OwnKeys:
+    """Where rows' own keys and values are: `given` ones [R, G, m, d]; or, without these, those that
+    the call computes from its positions `within`, `n_rows` rows of m each."""
+
+    within: slice
+    n_rows: int
+    given: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """What a layer's attention reads. `key` and `value` are the baseline's [1, G, s, d]; `own`,
-    where given, stands for the keys and values that the layer computes from its input."""
+    """What a layer's attention reads. `key` and `value` are the baseline's [1, G, s, d]."""
 
     groups: tuple[Group, ...]
     key: Tensor
     value: Tensor
-    own: tuple[Tensor, Tensor] | None = None
+    own: OwnKeys
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,25 +72,34 @@ def replay_attention(
     sliding_window: int | None = None,
     **_interface: object,  # dropout, position_ids, …: what transformers passes to every function
 ) -> tuple[Tensor, None]:
-    """query [R, H, q, d], key and value [R, G, q, d] -> ([R, q, H, d], None)."""
+    """query [1, H, T, d], key and value [1, G, T, d] -> ([1, T, H, d], None)."""
     if sliding_window is not None:
         raise NotImplementedError(
             f"sliding-window attention ({sliding_window}) can't be replayed: the engine knows "
             "full causal attention"
         )
-    rows, heads, q, d = query.shape
+    rows, heads, n, d = query.shape
     if isinstance(replayed, Record):
         replayed.held.append((key, value))
-        return query.new_zeros(()).expand(rows, q, heads, d), None
-    own = (key, value) if replayed.own is None else replayed.own
+        return query.new_zeros(()).expand(rows, n, heads, d), None
+    own = replayed.own
+    keys, values = own.given or (
+        _apart(key[:, :, own.within], own.n_rows),
+        _apart(value[:, :, own.within], own.n_rows),
+    )
     shared = (replayed.key, replayed.value)
-    out = query.new_empty(rows, q, heads, d)
+    out = query.new_empty(n, heads, d)
     for group in replayed.groups:
-        mine = (own[0][group.rows], own[1][group.rows])
-        asked = query[group.rows, :, group.queries]
-        mixed = attend(group.view, asked, mine, shared, scaling)
-        out[group.rows, group.queries] = mixed.transpose(1, 2)
-    return out, None
+        asked = _apart(query[:, :, group.queries], group.n_rows)
+        mixed = attend(group.view, asked, (keys[group.own], values[group.own]), shared, scaling)
+        out[group.queries].view(group.n_rows, -1, heads, d).copy_(mixed.transpose(1, 2))
+    return out[None], None
+
+
+def _apart(states: Tensor, n_rows: int) -> Tensor:
+    """[1, H, R * q, d] -> [R, H, q, d], a view."""
+    _, heads, length, d = states.shape
+    return states.view(heads, n_rows, length // max(1, n_rows), d).transpose(0, 1)
 
 
 def replaying(config: object) -> AbstractContextManager[None]:

@@ -92,10 +92,8 @@ def batch_bytes(shapes: Shapes, start: int, n_rows: int, byte_budget: int) -> in
     m = shapes.n_tokens - start
     rows = min(n_rows + 1, piece_rows(shapes, start, byte_budget))
     states = (n_rows + 1) * m * shapes.state_bytes
-    # A row's first masked layer keeps its targets apart until the trunk has passed.
-    joining = m * (shapes.state_bytes + shapes.activation_bytes)
     heads = min(n_rows + 1, HEAD_ROWS) * 12 * shapes.vocabulary
-    return states + max(rows * m * shapes.activation_bytes, joining) + heads
+    return states + rows * m * shapes.activation_bytes + heads
 
 
 def baseline_bytes(shapes: Shapes, n_checkpoints: int = 1) -> int:

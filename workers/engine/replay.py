@@ -9,15 +9,16 @@ the trunk beside its rows, and holds one residual state a row, never one a layer
 Shapes: R rows, N prompt tokens, m = N - start replayed positions, D hidden size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import groupby
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from avflow.workers.engine.attention import Group, Record, Replay, replaying
+from avflow.workers.engine.attention import Group, OwnKeys, Record, Replay, replaying
 from avflow.workers.engine.backends import View, plan_view
 from avflow.workers.engine.baseline import Baseline
 from avflow.workers.engine.plan import Batch
@@ -27,7 +28,6 @@ from avflow.workers.models.base import Decoder
 from avflow.workers.models.placement import device_of
 
 _TRUNK = 0  # its place among the states; row i's is i + 1
-_ALL = slice(None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,22 @@ def replay(
     return Replayed(last=walk.last, trunk=walk.handed_over)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Strand:
+    """A row's part in a layer call: which of the states it is, the positions asked for, and the
+    mask they read under (by number; None: causal). One that `joins` takes the trunk's input and
+    the baseline's keys, any other its own."""
+
+    state: int
+    spans: tuple[Span, ...]
+    mask: int | None
+    joins: bool
+
+    @property
+    def n(self) -> int:
+        return sum(stop - start for start, stop in self.spans)
+
+
 class _Walk:
     """The states of a batch on their way up."""
 
@@ -76,158 +92,145 @@ class _Walk:
         self.handed_over: Tensor | None = None
         self.last = trunk.new_empty(len(batch.rows) + 1, width)
         self.suffix: tuple[Span, ...] = ((batch.start, baseline.n_tokens),)
+        self.final: tuple[Span, ...] = ((baseline.n_tokens - 1, baseline.n_tokens),)
         self._views: dict[tuple[int | None, tuple[Span, ...], int], View] = {}
-
-    @cached_property
-    def final(self) -> tuple[Span, ...]:
-        """The last position alone."""
-        return ((self.baseline.n_tokens - 1, self.baseline.n_tokens),)
 
     def take(self, step: Step) -> None:
         """One layer."""
         if self.m == 1:
             step = _all_running(step)
-        layer = self.decoder.layers[step.layer]
         if step.layer == self.batch.hand_over:
             self.handed_over = self.states[_TRUNK].clone()
         for child, parent in step.forks:
             self.states[child + 1] = self.states[parent + 1]
         at_the_top = step.layer == len(self.decoder.layers) - 1
         if at_the_top and self.m > 1:
-            self._finish(layer, step)
+            self._finish(step)
             return
-        targets = {row: self.batch.masks[self.batch.rows[row].mask].targets for row in step.joins}
-        joined = dict(self._join(layer, step, targets))
-        for piece in self._pieces(step):
-            chosen = torch.tensor([row + 1 for row, _ in piece], device=self.states.device)
-            self.states[chosen] = self._call(layer, self.states[chosen], self._replay(step, piece))
-        for row, out in joined.items():
-            self.states[row + 1] = self.states[_TRUNK]
-            self.states[row + 1, self._offsets(targets[row])] = out
+        strands = [*self._joining(step), *self._running(step, self.suffix)]
+        for piece in _pieces(strands, self.tokens_a_piece):
+            out = self._through(step.layer, piece)
+            self._flat.index_copy_(0, self._places(piece), out)
+        for row in step.joins:  # what no mask touched is the trunk's, which has passed by now
+            for start, stop in self._untouched(row):
+                self.states[row + 1, start:stop] = self.states[_TRUNK, start:stop]
         if at_the_top:
             self.last = self.states[:, -1]
 
-    def _finish(self, layer: nn.Module, step: Step) -> None:
+    def _finish(self, step: Step) -> None:
         """The last layer: every position's keys and values, the last position's query alone."""
-        asked = {
-            row: self.final
-            for row in step.joins
-            if self.batch.masks[self.batch.rows[row].mask].targets[-1][1] == self.baseline.n_tokens
-        }
-        joined = dict(self._join(layer, step, asked))
-        for piece in self._pieces(step):
-            chosen = torch.tensor([row + 1 for row, _ in piece], device=self.states.device)
-            states = self.states[chosen]
-            own = self._keys_and_values(layer, states)
-            replayed = self._replay(step, piece, self.final, own)
-            self.last[chosen] = self._call(layer, states[:, -1:], replayed, self.final)[:, 0]
-        for row in step.joins:  # without a blocked edge at the last position: the trunk, unchanged
-            self.last[row + 1] = joined[row][0] if row in joined else self.last[_TRUNK]
-
-    def _pieces(self, step: Step) -> Iterator[Sequence[tuple[int, int | None]]]:
-        """Running rows with their masks here (None: causal), alike ones side by side. The trunk
-        goes as row -1."""
-        running: list[tuple[int, int | None]] = [
-            (row, self.batch.rows[row].mask if row in step.masked else None) for row in step.running
+        joining = [
+            replace(strand, spans=self.final)
+            for strand in self._joining(step)
+            if strand.spans[-1][1] == self.baseline.n_tokens
         ]
-        if step.trunk:
-            running.append((_TRUNK - 1, None))
-        running.sort(key=lambda pair: (-1 if pair[1] is None else pair[1], pair[0]))
-        size = max(1, self.tokens_a_piece // self.m)
-        for at in range(0, len(running), size):
-            yield running[at : at + size]
+        alone = {row + 1 for row in step.joins} - {strand.state for strand in joining}
+        for piece in _pieces(self._running(step, self.suffix), self.tokens_a_piece):
+            chosen = self._index([strand.state for strand in piece])
+            own = self._keys_and_values(step.layer, self.states[chosen])
+            asked = [*joining, *(replace(strand, spans=self.final) for strand in piece)]
+            states = self._index([strand.state for strand in asked])
+            self.last[states] = self._through(step.layer, asked, own)
+            joining = []
+        for state in alone:  # no edge of the last position is blocked: the trunk, unchanged
+            self.last[state] = self.last[_TRUNK]
 
-    def _replay(
-        self,
-        step: Step,
-        piece: Sequence[tuple[int, int | None]],
-        queries: tuple[Span, ...] | None = None,
-        own: tuple[Tensor, Tensor] | None = None,
-    ) -> Replay:
-        start, groups, at = self.batch.start, [], 0
-        for mask, alike in groupby(piece, key=lambda pair: pair[1]):
-            rows = slice(at, at + len(list(alike)))
-            at = rows.stop
-            view = self._view(mask, queries or self.suffix, start)
-            groups.append(Group(rows=rows, queries=_ALL, view=view))
-        return Replay(
-            groups=tuple(groups),
-            key=self.baseline.keys[step.layer][:, :, :start],
-            value=self.baseline.values[step.layer][:, :, :start],
-            own=own,
-        )
+    def _joining(self, step: Step) -> list[_Strand]:
+        """Rows that leave the trunk in this layer: their targets alone."""
+        masks = [(row, self.batch.rows[row].mask) for row in step.joins]
+        return [
+            _Strand(state=row + 1, spans=self.batch.masks[mask].targets, mask=mask, joins=True)
+            for row, mask in sorted(masks, key=lambda pair: pair[1])
+        ]
 
-    def _join(
-        self, layer: nn.Module, step: Step, asked: dict[int, tuple[Span, ...]]
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Each joining row's layer output [t, D] at the positions asked for. Their inputs are the
-        trunk's and their keys the baseline's, so that they go through as one long sequence."""
-        for piece in self._joint_pieces(asked):
-            groups, at, n = [], 0, self.baseline.n_tokens
-            for row in piece:
-                length = _length(asked[row])
-                view = self._view(self.batch.rows[row].mask, asked[row], n)
-                groups.append(Group(rows=_ALL, queries=slice(at, at + length), view=view))
-                at += length
-            replayed = Replay(
-                groups=tuple(groups),
-                key=self.baseline.keys[step.layer],
-                value=self.baseline.values[step.layer],
-            )
-            spans = tuple(span for row in piece for span in asked[row])
-            trunk = self.states[_TRUNK, self._offsets(spans)][None]
-            out = self._call(layer, trunk, replayed, spans)[0]
-            lengths = [_length(asked[row]) for row in piece]
-            yield from zip(piece, torch.split(out, lengths), strict=True)
+    def _running(self, step: Step, spans: tuple[Span, ...]) -> list[_Strand]:
+        """Rows that have left it, and the trunk; alike ones side by side."""
+        masks = {row: self.batch.rows[row].mask for row in step.running if row in step.masked}
+        states = [row + 1 for row in step.running] + [_TRUNK] * step.trunk
+        strands = [
+            _Strand(state=state, spans=spans, mask=masks.get(state - 1), joins=False)
+            for state in states
+        ]
+        return sorted(strands, key=lambda s: (-1 if s.mask is None else s.mask, s.state))
 
-    def _joint_pieces(self, asked: dict[int, tuple[Span, ...]]) -> Iterator[list[int]]:
-        piece: list[int] = []
-        room = max(self.tokens_a_piece, self.m)
-        for row, spans in asked.items():
-            if piece and sum(_length(asked[other]) for other in piece) + _length(spans) > room:
-                yield piece
-                piece = []
-            piece.append(row)
-        if piece:
-            yield piece
-
-    def _call(
-        self,
-        layer: nn.Module,
-        hidden: Tensor,
-        replayed: Replay,
-        spans: tuple[Span, ...] | None = None,
+    def _through(
+        self, number: int, piece: Sequence[_Strand], own: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        out: Tensor = layer(
-            hidden,
+        """A layer's output [T, D] for strands end to end; those that join come first."""
+        groups, at, n_running = [], 0, 0
+        for _, alike in groupby(piece, key=lambda s: (s.joins, s.mask, s.spans)):
+            rows = list(alike)
+            strand, length = rows[0], len(rows) * rows[0].n
+            own_from = self.baseline.n_tokens if strand.joins else self.batch.start
+            own_rows = slice(n_running, n_running + (0 if strand.joins else len(rows)))
+            groups.append(
+                Group(
+                    queries=slice(at, at + length),
+                    n_rows=len(rows),
+                    own=own_rows,
+                    view=self._view(strand.mask, strand.spans, own_from),
+                )
+            )
+            at, n_running = at + length, own_rows.stop
+        replayed = Replay(
+            groups=tuple(groups),
+            key=self.baseline.keys[number],
+            value=self.baseline.values[number],
+            own=OwnKeys(within=slice(at - n_running * self.m, at), n_rows=n_running, given=own),
+        )
+        source = [replace(s, state=_TRUNK) if s.joins else s for s in piece]
+        positions = np.concatenate([_positions(strand.spans) for strand in piece])
+        out: Tensor = self.decoder.layers[number](
+            self._flat.index_select(0, self._places(source))[None],
             attention_mask=None,
-            position_embeddings=self._rotary(spans or self.suffix),
+            position_embeddings=self._rotary(positions),
             replayed=replayed,
         )
-        return out.to(self.states.device)
+        return out[0].to(self.states.device)
 
-    def _keys_and_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a piece's input [P, m, D], by the layer's own projections; its MLP is not asked."""
-        record = Record()
+    def _keys_and_values(self, number: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Of rows' input [P, m, D], by the layer's own projections; its MLP is not asked."""
+        record, layer = Record(), self.decoder.layers[number]
         device = device_of(layer)  # hooks of a model on several devices may sit on the layer alone
+        rotary = self._rotary(_positions(self.suffix))
         layer.self_attn(  # type: ignore[operator]
             hidden_states=layer.input_layernorm(hidden.to(device)),  # type: ignore[operator]
             attention_mask=None,
-            position_embeddings=tuple(t.to(device) for t in self._rotary(self.suffix)),
+            position_embeddings=tuple(t.to(device) for t in rotary),
             replayed=record,
         )
         return record.held[0]
 
-    def _rotary(self, spans: tuple[Span, ...]) -> tuple[Tensor, Tensor]:
+    @property
+    def _flat(self) -> Tensor:
+        """The states' positions in a row, [(1 + R) * m, D]."""
+        return self.states.view(-1, self.states.shape[-1])
+
+    def _places(self, strands: Iterable[_Strand]) -> Tensor:
+        """Where their positions lie among the states', int64 [T]."""
+        return self._index(
+            np.concatenate([_positions(s.spans) + s.state * self.m for s in strands])
+            - self.batch.start
+        )
+
+    def _untouched(self, row: int) -> Iterator[Span]:
+        """The positions, counted from the start, that are no targets of a row's mask."""
+        at = self.batch.start
+        for start, stop in (
+            *self.batch.masks[self.batch.rows[row].mask].targets,
+            (self.baseline.n_tokens, self.baseline.n_tokens),
+        ):
+            if at < start:
+                yield at - self.batch.start, start - self.batch.start
+            at = stop
+
+    def _rotary(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         cos, sin = self.baseline.cos, self.baseline.sin
-        if len(spans) == 1:
-            at = slice(*spans[0])
-            return cos[..., at, :], sin[..., at, :]
-        index = _positions(spans, cos.device)
+        index = torch.from_numpy(positions).to(cos.device)
         return cos.index_select(-2, index), sin.index_select(-2, index)
 
-    def _offsets(self, spans: tuple[Span, ...]) -> Tensor:
-        return _positions(spans, self.states.device) - self.batch.start
+    def _index(self, places: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        return torch.as_tensor(places, device=self.states.device)
 
     def _view(self, mask: int | None, queries: tuple[Span, ...], own_from: int) -> View:
         key = (mask, queries, own_from)
@@ -238,16 +241,26 @@ class _Walk:
         return self._views[key]
 
 
+def _pieces(strands: Sequence[_Strand], tokens: int) -> Iterator[list[_Strand]]:
+    """In their order, at most so many positions at a time, or one strand."""
+    piece: list[_Strand] = []
+    length = 0
+    for strand in strands:
+        if piece and length + strand.n > tokens:
+            yield piece
+            piece, length = [], 0
+        piece.append(strand)
+        length += strand.n
+    if piece:
+        yield piece
+
+
 def _all_running(step: Step) -> Step:
-    """Of a single position, targets and suffix are one: joining rows go along with the others, so
-    that a layer's weights, which is where the time goes, are read once."""
+    """Of a single position, targets and suffix are one: joining rows go along with the others, in
+    the same few parts of the attention."""
     leaving = tuple((row, _TRUNK - 1) for row in step.joins)
     return replace(step, forks=step.forks + leaving, joins=(), running=step.running + step.joins)
 
 
-def _length(spans: tuple[Span, ...]) -> int:
-    return sum(stop - start for start, stop in spans)
-
-
-def _positions(spans: tuple[Span, ...], device: torch.device) -> Tensor:
-    return torch.cat([torch.arange(start, stop, device=device) for start, stop in spans])
+def _positions(spans: tuple[Span, ...]) -> NDArray[np.int64]:
+    return np.concatenate([np.arange(start, stop) for start, stop in spans])

@@ -243,7 +243,7 @@ class RayExecutor:
         self.kill(name)
         text = _COLOUR.sub("", str(error)).strip()  # holds the worker's own traceback, if any
         # What an exception of ours was is said at its end; of a death Ray writes what it knows.
-        message = text.splitlines()[-1] if kind in _RAISED else text
+        message = _CLASS_OF.sub("", text.splitlines()[-1]) if kind in _RAISED else text
         if said := log_tail(node, pid):
             text += f"\n\nThe end of the worker's log:\n{said}"
         return Died(worker=name, kind=kind, message=message, traceback=text, node=node)
@@ -252,6 +252,7 @@ class RayExecutor:
 _LOOK_EVERY_S = 5.0
 _CANCEL_S = 10.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_CLASS_OF = re.compile(r"^([a-z_]\w*\.)+(?=[A-Z]\w*: )")  # the modules before an error's class
 _RAISED = frozenset({FailureKind.FATAL, FailureKind.LOAD, FailureKind.UNSUPPORTED})
 # Of what a constructor raised Ray keeps the text alone.
 _UNSUPPORTED = re.compile(r"^(\x1b\[[0-9;]*m)*([\w.]+\.)?UnsupportedModelError: ", re.MULTILINE)

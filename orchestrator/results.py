@@ -157,19 +157,28 @@ def status(run: str | Path) -> RunStatus:
 
 @_while_parts_are_merged
 def standing_failures(run: str | Path) -> pl.DataFrame:
-    """The terminal failures that no later attempt has mended, the latest of each (unit, curve)."""
-    failures = read(run, "failures").filter("terminal").sort("at")
-    measured = read(run, "samples").select("model", "dataset", "sample_id")
+    """What no later attempt has mended, the latest of each: terminal failures of a unit or a curve,
+    and models that were given up (`unit_id` null) and have measured nothing since."""
+    all_attempts = read(run, "failures").sort("at")
+    failures = all_attempts.filter("terminal")
+    samples = read(run, "samples")
+    measured = samples.select("model", "dataset", "sample_id")
     stored = _stored(_paths(run), _KEY_IN).collect()
     whole = failures.filter(pl.col("curve").is_null())
     one = failures.filter(pl.col("curve").is_not_null())
+    since = samples.group_by("model").agg(pl.col("finished_at").max().alias("since"))
+    given_up = all_attempts.filter(pl.col("action") == "abort_model", ~pl.col("terminal"))
     standing = pl.concat(
         [
             whole.join(measured, on=_SAMPLE, how="anti", maintain_order="left"),
             one.join(stored, on=[*_SAMPLE, "curve"], how="anti", maintain_order="left"),
+            given_up.join(since, on="model", how="left", maintain_order="left")
+            .filter(pl.col("since").is_null() | (pl.col("since") < pl.col("at")))
+            .drop("since"),
         ]
     )
-    return standing.unique(["unit_id", "curve"], keep="last", maintain_order=True).sort("at")
+    latest = standing.unique(["model", "unit_id", "curve"], keep="last", maintain_order=True)
+    return latest.sort("at")
 
 
 # -- frames ----------------------------------------------------------------------------------

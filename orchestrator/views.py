@@ -93,7 +93,7 @@ def _told(now: "RunStatus") -> Group:
 
 
 def show_failures(run: Path, *, as_json: bool) -> None:
-    """Terminal failures that later attempts did not mend, newest last, one a (sample, curve)."""
+    """What later attempts did not mend, newest last: samples, curves, models given up whole."""
     from avflow.orchestrator.results import standing_failures
 
     frame = standing_failures(run)
@@ -113,7 +113,11 @@ def show_failures(run: Path, *, as_json: bool) -> None:
             row["message"],
         )
     open_console().print(table)
-    print(f"\nTake them up again: avflow resume {quoted(run)} --failed")
+    print()
+    if frame["unit_id"].null_count():
+        print(f"Models that were given up are tried again by: avflow resume {quoted(run)}")
+    if frame["unit_id"].count():
+        print(f"Take them up again: avflow resume {quoted(run)} --failed")
 
 
 def show_frame(frame: "pl.DataFrame", output: Literal["table", "csv", "json"]) -> None:

@@ -22,7 +22,7 @@ def options_of(row: Row, field: str, counts: Sequence[int] = (4,)) -> tuple[str,
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             raise RowError(f"{field} is {_short(value)}, which is no Python list") from None
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+    if not isinstance(value, list | tuple) or not all(map(_is_text, value)):
         raise RowError(f"{field} is {_short(value)}, which is no list of texts")
     if len(value) not in counts:
         wanted = " or ".join(map(str, counts))
@@ -58,6 +58,11 @@ def text_of(row: Row, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise RowError(f"{field} is {_short(value)}, and a text is needed")
     return value.strip()
+
+
+def _is_text(value: object) -> bool:
+    """Also no half of a character, which can't be written anywhere."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _short(value: object) -> str:

@@ -54,14 +54,19 @@ def coarse_tables(root: Path, paths: Iterable[str]) -> Iterator[str]:
     """A warning for each table among these media whose row groups are too large to read one cell.
 
     A page of a column is read whole, and a group that was written at once may be a single page.
+    Of a file that can't be read its samples say so, one by one.
     """
+    from pyarrow import ArrowException
     from pyarrow.parquet import read_metadata
 
     columns: dict[str, set[str]] = {}
     for cell in filter(None, map(_CELL.fullmatch, paths)):
         columns.setdefault(cell["file"], set()).add(cell["column"])
     for file, names in columns.items():
-        groups = read_metadata(inside(root, file))
+        try:
+            groups = read_metadata(inside(root, file))
+        except (OSError, ArrowException, MediaError):
+            continue
         sizes = [
             column.total_uncompressed_size
             for group in map(groups.row_group, range(groups.num_row_groups))

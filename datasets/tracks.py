@@ -93,10 +93,10 @@ def _frame_array(frame: av.VideoFrame, spec: MediaSpec, max_pixels: float) -> ND
 def _upright(rgb: NDArray[Any], frame: av.VideoFrame) -> NDArray[Any]:
     """Turned and mirrored by quarters as a phone wrote it beside the picture, in the matrix that
     takes x and y to where they are shown."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return rgb
-    x_by_x, y_by_x, _, x_by_y, y_by_y = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    x_by_x, y_by_x, _, x_by_y, y_by_y = np.frombuffer(matrix, np.int32)[:5].tolist()
     if abs(y_by_x) + abs(x_by_y) > abs(x_by_x) + abs(y_by_y):
         rgb, x_by_x, y_by_y = rgb.transpose(1, 0, 2), x_by_y, y_by_x
     return rgb[:: -1 if y_by_y < 0 else 1, :: -1 if x_by_x < 0 else 1]

@@ -82,6 +82,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         videos = json.loads(text, object_pairs_hook=each_once)
+        json.dumps(videos, ensure_ascii=False).encode()  # half a character can't be stored
     except DoubledField as error:
         raise AnnotationError(f"{path}: {error} is there twice; fetch it again") from error
     except (ValueError, RecursionError) as error:

@@ -87,6 +87,8 @@ def test_an_older_table_has_the_names_in_another_column(tmp_path: Path) -> None:
         ("choices", "__import__('os').getcwd()", "which is no Python list"),
         ("choices", "{'A': 'x'}", "which is no list of texts"),
         ("choices", "[1, 2, 3, 4]", "which is no list of texts"),
+        ("choices", "['A. \\ud800', 'B. y', 'C. z', 'D. w']", "which is no list of texts"),
+        ("choices", "['A. x'] * 10**9", "which is no Python list"),
         ("choices", "['A. x', 'B. y', 'C. z']", "choices holds 3 options, not 4"),
         ("choices", "['A. x', 'C. y', 'B. z', 'D. w']", "not lettered A, B, ..."),
         ("choices", "['A. x', 'y', 'z', 'w']", "not lettered A, B, ..."),

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from media_files import SPEC
 
 from avflow.datasets.jsonl import MOST_ERRORS, read
+from avflow.datasets.media import MediaError, decode_sample
 from avflow.datasets.prompts import TEMPLATES, PromptTemplate
 from avflow.datasets.reading import AnnotationError
 from avflow.datasets.sample import MediaPart, Sample, TextPart
@@ -219,6 +221,23 @@ def test_which_file(tmp_path: Path, files: tuple[str, ...], wanted: str | None, 
     with pytest.raises(AnnotationError) as caught:
         read(tmp_path, file=wanted, template=PromptTemplate())
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["none.parquet#a/1", "q.jsonl.parquet#a/1", "../x.parquet#a/1"])
+def test_a_cell_that_is_not_there_fails_its_sample_and_nothing_else(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "q.jsonl.parquet").write_text("no table")
+    parts = [{"candidate": name, "kind": "image"}, *MATCH["parts"][2:]]
+    root = write(tmp_path, MATCH | {"parts": parts})
+    config = JsonlDataset(name="mine", reader="jsonl", root=str(root))
+    if name.startswith(".."):
+        with pytest.raises(ConfigError, match="leaves the data set's root"):
+            load_samples(config)
+        return
+    (sample,) = load_samples(config).samples
+    with pytest.raises(MediaError, match=r"can't be read|no such file"):
+        decode_sample(root, sample, SPEC)
 
 
 def test_an_empty_file_holds_no_question(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def test_files_that_can_t_be_used_are_errors(tmp_path: Path) -> None:
         load("worldsense", tmp_path)
     assert "worldsense_qa.json: not valid JSON" in refusal("{")
     assert "worldsense_qa.json: not valid JSON" in refusal("[" * 200_000)
+    assert "surrogates not allowed" in refusal('{"a": {"task0": {"question": "\\ud800"}}}')
     assert "is no object of videos" in refusal("[]")
     assert "is no object of videos" in refusal('{"a": 1}')
     assert "video a has no task0" in refusal(json.dumps({"a": {"duration": "<1min"}}))

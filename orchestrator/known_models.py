@@ -1,9 +1,13 @@
 """The checkpoints that the paper's sweep and its kin use, as published, and what they need.
 
-Shapes are those of the checkpoints' config.json on the hub, read off public copies of them (not
-off the files themselves, which this project's tests can't fetch); parameters follow from them and
-are what is loaded here: of Qwen2.5-Omni the Thinker without its talker. Licences are as remembered
-and were not read off the model cards: read the card before you use one.
+None of them has been at hand. Shapes are those of their config.json as public copies and accounts
+of it have them; parameters follow from the shapes (a test builds each) and are what is loaded here,
+of Qwen2.5-Omni the Thinker without its talker. One count has been met by files: a published
+fine-tune of the 7B holds its Thinker alone, in 17,863,627,776 bytes of bfloat16, two a parameter.
+Licences, without having read a card of video-SALMONN 2+: Qwen2.5-Omni-7B's is that of a public
+copy's card; of the 3B, its LICENSE file is as long as that of other 3B models of Qwen, whose cards
+name the Qwen Research licence; of video-SALMONN 2+, what the authors' code is under, and what the
+Qwen2.5-VL of that size is under.
 """
 
 from dataclasses import dataclass
@@ -19,8 +23,8 @@ BYTE_BUDGET = 2**31  # a sweep's default
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A checkpoint on the hub. `info.digest` is empty: it is known only of files. `licence`: its
-    own and, where that is another, that of the model it is built on."""
+    """A checkpoint on the hub. `info.digest` is empty: it is known only of files. `licence`: see
+    above; where the model it is built on has another, that too."""
 
     checkpoint: str
     family: str

@@ -99,6 +99,11 @@ def test_published_counts_follow_from_the_published_shapes(known: Published) -> 
     assert sum(p.numel() for p in meta_of(known).parameters()) == known.info.parameters
 
 
+def test_a_published_fine_tune_holds_as_many_parameters() -> None:
+    """The Thinker alone, in the bytes that its model.safetensors.index.json tells (total_size)."""
+    assert PUBLISHED[1].info.weight_bytes("bfloat16") == 17_863_627_776
+
+
 def test_memory_counts_weights_keys_and_values_at_the_papers_size() -> None:
     """64 frame pairs of 144 tokens, 64 s of sound at 25 a second."""
     assert PAPER_TOKENS - 64 * 144 - 64 * 25 == 200

@@ -6,6 +6,7 @@ hold); here is what to fetch, whether it fits on the disk, and unpacking.
 
 import fnmatch
 import json
+import lzma
 import shutil
 import zipfile
 import zlib
@@ -212,7 +213,8 @@ def unpack(archive: Path, target: Path, members: Members) -> int:
     """Unpack a .zip's files into `target` by their bare names; the number that was not there yet.
 
     Bare names can't leave the folder. `members` are those of the archives before, to which its own
-    are added. Raises FetchError for a damaged archive, or for two files of one name.
+    are added. Raises FetchError for an archive that can't be read, two files of one name, and a
+    full disk.
     """
     target.mkdir(parents=True, exist_ok=True)
     unpacked = 0
@@ -235,6 +237,12 @@ def unpack(archive: Path, target: Path, members: Members) -> int:
                     shutil.copyfileobj(packed, file, 1 << 20)
                 part.replace(path)
                 unpacked += 1
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise FetchError(f"{archive}: damaged ({error}); delete it and fetch again") from error
+    except OSError as error:
+        raise FetchError(
+            f"{archive}: unpacking stopped ({error}); the same command goes on from there"
+        ) from error
+    except RuntimeError as error:  # a password, or a compression that Python does not know
+        raise FetchError(f"{archive}: {error}; unpack it by hand into {target}") from error
     return unpacked

@@ -1,5 +1,6 @@
 """`avflow datasets get` against a local hub, and `check` against folders made here."""
 
+import errno
 import io
 import json
 import os
@@ -132,6 +133,27 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
         (tmp_path / "a.zip").write_bytes(data)
         with pytest.raises(FetchError, match=r"a\.zip: damaged"):
             unpack(tmp_path / "a.zip", tmp_path / "out", {})
+
+
+def test_an_archive_with_a_password_and_a_full_disk_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = bytearray(zipped({"v.mp4": b"1" * 100}))
+    (tmp_path / "a.zip").write_bytes(whole)
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        whole[whole.index(signature) + flags] |= 1  # encrypted
+    (tmp_path / "sealed.zip").write_bytes(whole)
+    with pytest.raises(FetchError, match=r"sealed\.zip: .*password.*; unpack it by hand into "):
+        unpack(tmp_path / "sealed.zip", tmp_path / "out", {})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("avflow.orchestrator.fetching.shutil.copyfileobj", full)
+        with pytest.raises(FetchError, match=r"stopped \(.*No space left.*\); the same command"):
+            unpack(tmp_path / "a.zip", tmp_path / "out", {})
+    assert unpack(tmp_path / "a.zip", tmp_path / "out", {}) == 1
 
 
 def test_two_files_of_one_name_are_not_written_over_each_other(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def _show_known(*, as_json: bool) -> None:
     console.print(
         f"\nmemory: in bfloat16, with the paper's largest input ({PAPER_TOKENS:,} tokens) and a "
         "byte_budget of 2 GiB, counted from the published shapes: none of these was at hand.\n"
-        "licence: as far as public pages tell (of video-SALMONN 2+ its code's, and that of the model "
-        "it is built on): the checkpoint's own card decides.\n"
+        "licence: as far as public pages tell (of video-SALMONN 2+ its code's, and that of the "
+        "model it is built on): the checkpoint's own card decides.\n"
         "check one: avflow models check PATH",
     )
 

@@ -52,8 +52,9 @@ def strike_at(number: int) -> None:
         return placed
 
     real_fsync, real_replace = os.fsync, Path.replace
-    os.fsync, Path.replace = torn, renamed  # type: ignore[method-assign, assignment]
-    Path.unlink = before(Path.unlink)  # type: ignore[method-assign]
+    patched: Any = Path
+    os.fsync, patched.replace = torn, renamed
+    patched.unlink = before(Path.unlink)
 
 
 def merge(run: Path, rows: int) -> None:

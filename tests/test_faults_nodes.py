@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faulty import KEYS, coordinate, faulty_worker, once, ran, unit
@@ -66,8 +67,8 @@ def workers() -> RayExecutor:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_broken_node_is_noticed_and_not_fed(cluster: object, tmp_path: Path) -> None:
-    broken = sorted(node.node_id for node in cluster.worker_nodes)[0]  # type: ignore[attr-defined]
+def test_a_broken_node_is_noticed_and_not_fed(cluster: Any, tmp_path: Path) -> None:
+    broken = sorted(node.node_id for node in cluster.worker_nodes)[0]
     (tmp_path / "broken-node").write_text(broken)
     units = [unit(f"u{i}", tmp_path, "slow@0.3") for i in range(20)]
     said = Said()
@@ -83,9 +84,9 @@ def test_a_broken_node_is_noticed_and_not_fed(cluster: object, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_node_on_which_nothing_loads_costs_a_place_and_not_the_model(
-    cluster: object, tmp_path: Path
+    cluster: Any, tmp_path: Path
 ) -> None:
-    broken = sorted(node.node_id for node in cluster.worker_nodes)[0]  # type: ignore[attr-defined]
+    broken = sorted(node.node_id for node in cluster.worker_nodes)[0]
     units = [unit(f"u{i}", tmp_path, "slow@1") for i in range(8)]
     outcome, notes = coordinate(units, workers(), path=f"not on {broken}")
     assert notes.curves == once([one.unit_id for one in units])
@@ -96,7 +97,7 @@ def test_a_node_on_which_nothing_loads_costs_a_place_and_not_the_model(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_poison_takes_its_tries_and_no_machine_with_it(cluster: object, tmp_path: Path) -> None:
+def test_poison_takes_its_tries_and_no_machine_with_it(cluster: Any, tmp_path: Path) -> None:
     units = [unit("u0", tmp_path, "dies@2"), *(unit(f"u{i}", tmp_path) for i in range(1, 6))]
     outcome, notes = coordinate(units, workers())
     assert notes.curves == once([one.unit_id for one in units], but=(("u0", KEYS[2]),))

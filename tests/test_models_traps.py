@@ -103,11 +103,11 @@ def test_the_towers_keep_their_own_attention_while_the_decoder_replays(
     model: Any, root: Path, prepared: Prepared
 ) -> None:
     config = model.hf_model.config
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
 
     def note(*_: Any) -> None:
         parts = (config.text_config, config.vision_config, config.audio_config)
-        seen.add(tuple(part._attn_implementation for part in parts))  # type: ignore[arg-type]
+        seen.add(tuple(part._attn_implementation for part in parts))
 
     hook = model.decoder.layers[1].register_forward_pre_hook(note)
     numbers(model, root, prepared.sample)

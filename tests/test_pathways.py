@@ -1,6 +1,7 @@
 """The 37 pathways on prompts small enough to check by eye, and layouts cut at random."""
 
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def lay(kind: LayoutKind, words: str, answer: int, correct_candidate: int | None
         length = int(count or 1)
         segments.append(
             Segment(
-                kind=segment_kind,  # type: ignore[arg-type]
+                kind=cast(SegmentKind, segment_kind),
                 start=at,
                 stop=at + length,
                 index=int(index) if index else None,

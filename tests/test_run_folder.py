@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -44,12 +45,12 @@ def test_a_wrong_baseline_calls_for_nothing_more(paths: RunPaths, plan: Plan) ->
     )
     store.commit()
     assert len(remaining(plan, stored_state(paths))) == 3
-    experiments = [
+    experiments: list[dict[str, Any]] = [
         {"name": "e", "pathways": ["video_to_question"], "samples": "all"},
         {"name": "f", "pathways": ["question_to_last"]},
     ]
     for experiment in experiments:
-        experiment["windows"] = [3]  # type: ignore[assignment]
+        experiment["windows"] = [3]
     both = make_plan(experiments=experiments)
     left = {spec.unit_id: spec for spec in remaining(both, stored_state(paths))}
     assert left[plan.units[0].unit_id].wanted == {"video_to_question/k3/letter"}
@@ -161,6 +162,6 @@ def test_sessions_are_lines_and_a_torn_one_is_passed_over(paths: RunPaths, plan:
         record_session(paths, plan, ["avflow", "resume"])
     with paths.provenance.open("a") as file:
         file.write('{"at": "20')
-    lines = sessions(paths)
-    assert [line["argv"][1] for line in lines] == ["sweep", "resume"]  # type: ignore[index]
-    assert lines[0]["packages"]["pyarrow"] == pa.__version__  # type: ignore[index]
+    lines: list[dict[str, Any]] = sessions(paths)
+    assert [line["argv"][1] for line in lines] == ["sweep", "resume"]
+    assert lines[0]["packages"]["pyarrow"] == pa.__version__

@@ -110,7 +110,8 @@ def test_text_alone_gives_the_recorded_logits(
     loaded: Callable[..., LoadedModel], rule: str
 ) -> None:
     model, known = loaded(rule), recorded("text")
-    table: Any = model.hf_model.get_input_embeddings()  # type: ignore[operator]
+    hf: Any = model.hf_model
+    table = hf.get_input_embeddings()
     positions = torch.arange(known["input_ids"].shape[1]).repeat(3, 1, 1)
     assert torch.equal(positions, known[f"position_ids.{rule}"])
     embedded = Embedded(
@@ -132,7 +133,8 @@ def test_greedy_ids_are_those_of_the_authors_generate(
     prepared = prepared_case(model, case)
     wanted = known["generate.ids"][0]
     embedded, said = embed(model, prepared), []
-    table: Any = model.hf_model.get_input_embeddings()  # type: ignore[operator]
+    hf: Any = model.hf_model
+    table = hf.get_input_embeddings()
     for _ in wanted:
         said.append(int(plain_logits(model, embedded)[0, -1].argmax()))
         last = table(torch.tensor([[said[-1]]]))

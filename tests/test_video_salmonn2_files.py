@@ -15,7 +15,7 @@ from torch import Tensor
 
 from avflow.datasets.media import DecodedMedia, MediaError, decode_sample
 from avflow.datasets.prompts import multiple_choice
-from avflow.datasets.sample import MediaPart, Sample, TextPart
+from avflow.datasets.sample import MediaKind, MediaPart, Sample, TextPart
 from avflow.datasets.sampling import spread_indices
 from avflow.datasets.testbed.render import render_clip
 from avflow.datasets.testbed.world import Scene
@@ -68,10 +68,9 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- samples ---------------------------------------------------------------------------------
 
 
-def interleaved(*kinds: str) -> Sample:
+def interleaved(*kinds: MediaKind) -> Sample:
     parts = tuple(
-        MediaPart(kind=kind, path=f"{i}", role="candidate", index=i)  # type: ignore[arg-type]
-        for i, kind in enumerate(kinds)
+        MediaPart(kind=kind, path=f"{i}", role="candidate", index=i) for i, kind in enumerate(kinds)
     )
     return replace(
         HEARD, layout="interleaved", parts=(*parts, *HEARD.parts[1:]), correct_candidate=0

@@ -147,7 +147,8 @@ def _mask_hook(edges: Edges) -> Any:
 
 
 def _text_model(hf_model: nn.Module) -> Any:
-    return hf_model.get_decoder()  # type: ignore[operator]
+    model: Any = hf_model
+    return model.get_decoder()
 
 
 def _forward(hf_model: nn.Module, inputs: Inputs, output_attentions: bool = False) -> Any:

@@ -9,6 +9,7 @@ Shapes: N prompt tokens, D hidden size, V vocabulary.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -79,11 +80,11 @@ def conformance(model: LoadedModel, cases: Sequence[Case]) -> Iterator[Check]:
             yield _failed("run", name, error)
             continue
         for question, ask in _OF_A_CASE.items():
-            yield _asked(question, name, lambda ask=ask: ask(model, ran[-1]))  # type: ignore[misc]
+            yield _asked(question, name, partial(ask, model, ran[-1]))
         yield _generate_check(model, ran[-1])
     for one in ran:  # after all the others, whose traces it would show
         name = one.case.sample.sample_id
-        yield _asked("same bits again", name, lambda one=one: _same_again(model, one))  # type: ignore[misc]
+        yield _asked("same bits again", name, partial(_same_again, model, one))
     yield _asked("attention functions", None, lambda: _attention_functions(model))
     yield _asked("takes some prompt", None, lambda: _takes_some(len(ran), len(cases)))
 

@@ -28,6 +28,7 @@ from avflow.pathways.pathway import Pathway
 LAYOUT_VERSION: Final = 3
 """Counted up when the same numbers would be published in another form."""
 
+STRIDE: Final = 3  # of colours, between lines of one task; it shares no factor with their number
 _METRICS: Final = (
     ("dp", "mean"),
     ("dp_low", "low"),
@@ -38,22 +39,19 @@ _METRICS: Final = (
     ("q", "q_value"),
     ("n", "n"),
 )  # name's prefix, column of the curve table; the page lists them by the alphabet, `dp` first
-# MLflow would colour runs by a hash of their id, and two tasks alike. Okabe-Ito, then Tol's muted.
-_COLOURS: Final = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
-    "#882255", "#999933", "#44AA99",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A run to be. `content` is what its artifacts are made of; `fill` makes them in a folder."""
+    """A run to be. `line` numbers its colour; `content` is what its artifacts are made of; `fill`
+    makes them in a folder."""
 
     key: str
     name: str
     tags: dict[str, str]
     params: dict[str, str]
     metrics: tuple[tuple[str, float, int], ...]  # name, value, step
+    line: int | None
     content: str
     fill: Callable[[Path], None]
 
@@ -62,12 +60,9 @@ class Draft:
         """Equal for drafts that would look alike. Twelve digits: the last bits of a mean depend on
         the machine, and are no reason to replace a run."""
         metrics = [(name, f"{value:.12g}", step) for name, value, step in self.metrics]
-        return digest([LAYOUT_VERSION, self.name, self.tags, self.params, metrics, self.content])
-
-
-def colour(number: int) -> str:
-    """Of the number-th line."""
-    return _COLOURS[number % len(_COLOURS)]
+        return digest(
+            [LAYOUT_VERSION, self.name, self.tags, self.line, self.params, metrics, self.content]
+        )
 
 
 def curve_drafts(outcome: Outcome, config: SweepConfig) -> Iterator[Draft]:
@@ -93,13 +88,13 @@ def _cell_draft(
     return Draft(
         key="{model}/{dataset}/{task}/k{window}/{variant}".format(**names),
         name=_run_name(config, cell),
-        tags={"kind": "cell", "category": task.category, **names}
-        | {"mlflow.runColor": colour(outcome.tasks.index(task))},
+        tags={"kind": "cell", "category": task.category, **names},
         params={f"model.{key}": value for key, value in identity.items()}
         | names
         | {f"samples.{key}": str(value) for key, value in counts.items()}
         | {"samples.failed": str(task.failed)},
         metrics=tuple(_curve_metrics(curves)),
+        line=line(outcome.tasks, task) + STRIDE * _scopes(outcome).index(_scope(cell)),
         content=curves.write_csv(float_precision=12),
         fill=partial(_fill_cell, curves, task, outcome.own),
     )
@@ -118,19 +113,30 @@ def _category_draft(
     return Draft(
         key="{model}/{dataset}/category {task}/k{window}/{variant}".format(**cell),
         name=_run_name(config, {**cell, "task": shown}),
-        tags={
-            "kind": "category",
-            "category": category.task,
-            "mlflow.runColor": colour(order.index(category.task)),
-            **names,
-        },
+        tags={"kind": "category", "category": category.task, **names},
         params={**names, "category": category.task}
         | {f"samples.{key}": str(value) for key, value in counts.items()}
         | {"samples.failed": str(category.failed)},
         metrics=tuple(_curve_metrics(curves)),
+        line=order.index(category.task) + STRIDE * _scopes(outcome).index(_scope(cell)),
         content=curves.write_csv(float_precision=12),
         fill=partial(_fill_cell, curves, category, outcome.own),
     )
+
+
+def line(tasks: Sequence[TaskStatus], task: TaskStatus) -> int:
+    """The number of a task's line, the same under every model."""
+    names = list(dict.fromkeys((one.dataset, one.task) for one in tasks))
+    return names.index((task.dataset, task.task))
+
+
+def _scope(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    return cell["model"], cell["window"], cell["variant"]
+
+
+def _scopes(outcome: Outcome) -> list[tuple[Any, ...]]:
+    """What else tells lines of one task apart."""
+    return sorted(outcome.curves.select("model", "window", "variant").unique().iter_rows())
 
 
 def _fill_cell(
@@ -151,7 +157,13 @@ def _run_name(config: SweepConfig, cell: Mapping[str, Any]) -> str:
         "variant": len({asked.option_span for asked in config.experiments}) > 1,
     }
     shown = {**cell, "window": f"k={cell['window']}"}
-    return " · ".join(str(shown[key]) for key, varies in several.items() if varies)
+    parts = [str(shown[key]) for key, varies in several.items() if varies]
+    return run_name(config, parts)
+
+
+def run_name(config: SweepConfig, parts: Sequence[str]) -> str:
+    """In a store that other sweeps may share, the sweep's name tells their lines apart."""
+    return " · ".join([*parts, *[config.name] * (config.mlflow.tracking_uri is not None)])
 
 
 def _curve_metrics(curves: pl.DataFrame) -> Iterator[tuple[str, float, int]]:
@@ -180,6 +192,7 @@ def sweep_draft(outcome: Outcome, config: SweepConfig, paths: RunPaths) -> Draft
         name=f"sweep: {config.name}",
         tags={"kind": "sweep", "mlflow.note.content": found},
         params={},
+        line=None,
         metrics=tuple((name, float(value), 0) for name, value in totals.items()),
         content=report.report_digest(outcome),
         fill=partial(_fill_sweep, outcome, paths),

@@ -7,7 +7,7 @@ layer, of a task.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,7 @@ import polars as pl
 from avflow.orchestrator.accuracy import accuracies
 from avflow.orchestrator.config import SweepConfig
 from avflow.orchestrator.data import names_task
-from avflow.orchestrator.drafts import Draft, colour
+from avflow.orchestrator.drafts import STRIDE, Draft, line, run_name
 from avflow.orchestrator.effective import FOUND, RANDOM
 from avflow.orchestrator.findings import intervals
 from avflow.orchestrator.outcome import Outcome, is_complete
@@ -64,14 +64,14 @@ def _accuracy_draft(
     whose = [here["model"]] * (len(config.models) > 1)
     whose += [here["dataset"]] * (len(config.datasets) > 1 or not place)
     shown = f"{place} (category)" if here["of"] == "category" else place
-    named_so = " · ".join([*filter(None, [*whose, shown]), "accuracy"])
     tags = {"kind": "accuracy", **{key: value for key, value in here.items() if key != "data set"}}
     if here["of"] == "task":
         tags["category"] = next(t.category for t in outcome.tasks if t.task == place)
     return Draft(
         key="{model}/{dataset}/{of} {place}/accuracy".format(place=place, **here),
-        name=named_so,
-        tags=tags | {"mlflow.runColor": colour(_number(outcome, place))},
+        name=run_name(config, [*filter(None, [*whose, shown]), "accuracy"]),
+        tags=tags,
+        line=_line(outcome, config, here),
         params={key: value for key, value in here.items() if key != "of"}
         | {f"layers/{row['metric']}": row["spelled"] for row in _layers(named)}
         | dict(_closed(config, here)),
@@ -164,9 +164,9 @@ def _probe_drafts(outcome: Outcome, config: SweepConfig, task: TaskStatus) -> It
     whose = [task.model] * (len(config.models) > 1) + [task.dataset] * (len(config.datasets) > 1)
     yield Draft(
         key="{model}/{dataset}/{task}/probe".format(**here),
-        name=" · ".join([*whose, task.task, "probes"]),
-        tags={"kind": "probe", "category": task.category, **here}
-        | {"mlflow.runColor": colour(_number(outcome, task.task))},
+        name=run_name(config, [*whose, task.task, "probes"]),
+        tags={"kind": "probe", "category": task.category, **here},
+        line=_line(outcome, config, here),
         params=here,
         metrics=tuple(metrics),
         content=attention.write_csv(float_precision=12) + means.write_csv(float_precision=12),
@@ -203,7 +203,9 @@ def _write(table: pl.DataFrame, name: str, folder: Path) -> None:
         table.write_csv(folder / name)
 
 
-def _number(outcome: Outcome, place: str) -> int:
-    """A task's colour is that of its curves."""
-    tasks: Sequence[str] = [task.task for task in outcome.tasks]
-    return tasks.index(place) if place in tasks else len(tasks)
+def _line(outcome: Outcome, config: SweepConfig, here: Mapping[str, str]) -> int:
+    """A task's colour, that of its curves where there is one model and window."""
+    models = [model.name for model in config.models]
+    mine = [t for t in outcome.tasks if (t.dataset, t.task) == (here["dataset"], here.get("task"))]
+    number = line(outcome.tasks, mine[0]) if mine else len(outcome.tasks)
+    return number + STRIDE * models.index(here["model"])

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from avflow.orchestrator.config import SweepConfig
-from avflow.orchestrator.drafts import Draft, curve_drafts, sweep_draft
+from avflow.orchestrator.drafts import STRIDE, Draft, curve_drafts, sweep_draft
 from avflow.orchestrator.errors import AvflowError
 from avflow.orchestrator.extras_drafts import extra_drafts
 from avflow.orchestrator.identity import digest, identity_fields
@@ -40,6 +40,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+# MLflow would colour runs by a hash of their id, and two tasks alike. Okabe-Ito, then Tol's muted.
+_COLOURS: Final = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
+    "#882255", "#999933", "#44AA99",
+)  # fmt: skip
 _PROXIED: Final = "mlflow-artifacts:/"
 _LONGEST_PARAM: Final = 6000
 _LONGEST_TAG: Final = 5000
@@ -138,6 +143,8 @@ class _Shelf:
         # The chart view lists the newest first: the sweep's own run, without curves, goes last.
         start = self.created_ms - (draft.key == "sweep")
         tags = {"cell_key": draft.key, "sweep_id": self.sweep}
+        if draft.line is not None:
+            tags["mlflow.runColor"] = self._colour(draft.line)
         run = self.client.create_run(
             self.experiment_id, start_time=start, run_name=draft.name, tags=tags
         )
@@ -153,6 +160,11 @@ class _Shelf:
             self._upload(run, Path(folder))
         self.client.set_terminated(run_id, end_time=start)
         self.client.set_tag(run_id, "publish_digest", wanted)
+
+    def _colour(self, line: int) -> str:
+        """Other sweeps of the store have other colours for the same task, to be compared."""
+        number = int(self.experiment_id) if self.experiment_id.isdecimal() else 0
+        return _COLOURS[(line + STRIDE * (number - 1)) % len(_COLOURS)]
 
     def _upload(self, run: Run, folder: Path) -> None:
         uri = run.info.artifact_uri

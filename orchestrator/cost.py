@@ -86,8 +86,8 @@ class NominalCost:
                     done = float(replayed * (self._n_layers - spec.layers[0]))
                 case DiscardSpec():
                     done = 2 * prefill  # it runs twice; what it saves is small
-                case ProbeSpec():
-                    done = float(layout.n_tokens * (spec.layers[-1] + 1))
+                case ProbeSpec():  # watches the baseline
+                    continue
             cost += Cost(plain=prefill, token_layers=done)
         return cost
 

@@ -125,6 +125,11 @@ def test_each_units_extras_are_those_of_its_kind_of_prompt_and_draw(place: Path)
     assert counts.forward_passes == counts.cells + counts.interventions + 4
 
 
+def test_probes_watch_a_pass_that_is_counted_already(place: Path) -> None:
+    without = {u.unit_id: u.cost for u in planned(write(place, "without", probes=None)).units}
+    assert {u.unit_id: u.cost for u in planned(place / "sweep.yaml").units} == without
+
+
 def test_a_limit_draws_none_but_the_samples_of_the_whole_run(place: Path) -> None:
     config = load_config(place / "sweep.yaml")
     whole = {u.unit_id: u.extras for u in plan_sweep(config).units}

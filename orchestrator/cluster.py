@@ -104,6 +104,23 @@ def actor_place(actor: Any) -> tuple[str, int]:
     return (str(address["NodeID"]), pid) if pid and address.get("IPAddress") else ("", 0)
 
 
+def actor_is_dead(actor: Any) -> bool:
+    """Whether Ray is sure of it: at once when the process died, after some 15 s when its node did
+    so without a word."""
+    from ray._private.state import state
+
+    found = state.actor_table(actor._ray_actor_id.hex()) or {}
+    return str(found.get("State", "DEAD")) == "DEAD"
+
+
+def node_is_gone(node: str) -> bool:
+    """Whether Ray has given the node up (or never knew it)."""
+    import ray
+
+    alive = {one["NodeID"] for one in ray.nodes() if one["Alive"]}  # type: ignore[no-untyped-call]
+    return node not in alive
+
+
 def log_tail(node: str, pid: int) -> str:
     """The end of what a worker process wrote, read on its node; "" where that can't be had."""
     import ray

@@ -112,6 +112,15 @@ class ExperimentConfig(Strict):
     """If given, only cells that match one of these."""
     exclude: Identity[tuple[CellFilter, ...]] = ()
     """Cells that match one of these are left out."""
+    all_pathways: RunTime[bool] = False
+    """Leave no pathway out: an `exclude` that names pathways is dropped."""
+
+    @_model_validator(mode="after")
+    def _without_excluded_pathways(self) -> Self:
+        if not self.all_pathways:
+            return self
+        kept = tuple(cells for cells in self.exclude if cells.pathways is None)
+        return self if kept == self.exclude else self.model_copy(update={"exclude": kept})
 
 
 class PathwayConfig(Strict):
@@ -160,6 +169,8 @@ class RetryConfig(Strict):
     """Each further try is alone in its worker."""
     worker_death: RunTime[PositiveInt] = _BUDGETS.worker_death
     """For a curve that killed its worker."""
+    node_lost: RunTime[PositiveInt] = _BUDGETS.node_lost
+    """For a curve (or sample) whose machine went away each time."""
     fatal: RunTime[PositiveInt] = _BUDGETS.fatal
     """For a curve that ruined its worker."""
     timeout: RunTime[PositiveInt] = _BUDGETS.timeout

@@ -304,7 +304,8 @@ class Coordinator:
 
     def _on_death(self, died: Died) -> None:
         worker = self._workers[died.worker]
-        if not worker.ready and died.kind is not FailureKind.PREEMPTION:
+        of_node = died.kind in (FailureKind.PREEMPTION, FailureKind.NODE_LOST)
+        if not worker.ready and not of_node:
             final = died.kind is FailureKind.UNSUPPORTED
             kind = died.kind if final else FailureKind.LOAD
             self._failed_to_load(died.worker, kind, died.message, died.traceback, died.node)
@@ -316,7 +317,7 @@ class Coordinator:
         )
         logger.warning("%s: %s", died.kind, died.message, extra={"worker": died.worker})
         self._decided(decisions, worker.where, held)
-        if died.kind is not FailureKind.PREEMPTION:
+        if not of_node:
             self._suspect(worker.node, held)
 
     def _decided(self, decisions: list[Decision], where: str, touched: tuple[str, ...]) -> None:

@@ -10,6 +10,8 @@ from enum import StrEnum
 
 from avflow.workers.protocol import UnitFailure, UnitSpec
 
+NODE_LOST = "NodeLost"  # what an executor calls the error of a unit whose media are gone
+
 
 class FailureKind(StrEnum):
     """Why an attempt failed."""
@@ -18,10 +20,11 @@ class FailureKind(StrEnum):
     TRANSIENT = "transient"  # yielded as data, marked retryable (I/O)
     GPU_MEMORY = "gpu_memory"  # yielded as data: the accelerator ran out of memory
     HOST_MEMORY = "host_memory"  # the worker was killed for, or reported, host memory
-    WORKER_DEATH = "worker_death"  # the process is gone: signal, segmentation fault, lost node
+    WORKER_DEATH = "worker_death"  # the process is gone: signal, segmentation fault
+    NODE_LOST = "node_lost"  # its machine is gone without a word, or the machine with its media
     FATAL = "fatal"  # raised out of the worker's call: its process can't be trusted any more
     TIMEOUT = "timeout"  # silent for longer than the deadline, and killed
-    PREEMPTION = "preemption"  # the node was taken away: nobody's fault
+    PREEMPTION = "preemption"  # the node was taken away as announced: nobody's fault
     LOAD = "load"  # the worker could not load its model; another try might
     UNSUPPORTED = "unsupported"  # nor would another try: not this checkpoint, or not on these GPUs
     STORE = "store"  # results can't be written
@@ -42,6 +45,9 @@ class Action(StrEnum):
 class Budgets:
     """Tries a curve gets before the last word of each kind of failure; pre-emption has no end.
 
+    A lost node is hardly ever its work's fault, but something that takes down every machine that
+    it is given to must not have them all: hence a budget, and a larger one.
+
     A breaker trips, and the model is given up, when workers died on more than
     `breaker_units` + (live workers of the model) different units within `breaker_s` seconds:
     that is a broken node or driver, not a poisonous sample.
@@ -52,6 +58,7 @@ class Budgets:
     gpu_memory: int = 5
     host_memory: int = 3
     worker_death: int = 3
+    node_lost: int = 6
     fatal: int = 3
     timeout: int = 3
     load: int = 2
@@ -72,6 +79,7 @@ _TABLE: Mapping[FailureKind, tuple[Action, Action]] = {
     FailureKind.GPU_MEMORY: (Action.RETRY_SPLIT, Action.QUARANTINE),
     FailureKind.HOST_MEMORY: (Action.RETRY, Action.QUARANTINE),
     FailureKind.WORKER_DEATH: (Action.RETRY, Action.QUARANTINE),
+    FailureKind.NODE_LOST: (Action.RETRY, Action.QUARANTINE),
     FailureKind.FATAL: (Action.RECYCLE_WORKER, Action.QUARANTINE),
     FailureKind.TIMEOUT: (Action.RETRY, Action.QUARANTINE),
     FailureKind.PREEMPTION: (Action.RETRY, Action.RETRY),
@@ -143,6 +151,8 @@ class Decision:
 
 def classify(failure: UnitFailure) -> FailureKind:
     """The kind of a failure that a worker yielded as data."""
+    if failure.error == NODE_LOST:
+        return FailureKind.NODE_LOST
     if failure.error == "MemoryError":
         return FailureKind.HOST_MEMORY
     if "OutOfMemory" in failure.error:  # torch.OutOfMemoryError, torch.cuda.OutOfMemoryError

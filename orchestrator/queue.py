@@ -141,7 +141,7 @@ class WorkQueue:
 
         Only its oldest unit is blamed; its other units go back untouched, as do all after a
         pre-emption. The worker's name is forgotten. A further Decision ABORT_MODEL follows when
-        the breaker trips.
+        the breaker trips, for which nodes that went away do not count: they go by the rack.
         """
         gone = self._workers.pop(worker, None)
         if gone is None:
@@ -153,7 +153,8 @@ class WorkQueue:
                 suspect = gone.flights[0].spec.unit_id
                 decisions.append(gone.flights[0].died(kind, message, traceback))
                 gone.flights[0].died_on.update({gone.node} - {""})
-            decisions += self._count_death(gone, suspect, message, now)
+            if kind is not FailureKind.NODE_LOST:
+                decisions += self._count_death(gone, suspect, message, now)
         for unit in gone.flights:
             self._settle(unit)
         return decisions

@@ -7,15 +7,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from avflow.orchestrator.cluster import (
+    actor_is_dead,
     actor_place,
     cluster_room,
     draining_nodes,
     log_tail,
+    node_is_gone,
     start_ray,
 )
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.executors import Died, Ended, ExecutorEvent, Ready, Yielded
-from avflow.orchestrator.policy import FailureKind
+from avflow.orchestrator.policy import NODE_LOST, FailureKind
 from avflow.workers.actor import ModelWorker, decode_ahead, start_actor, submit_unit
 from avflow.workers.decode import decode_failure, same_media
 from avflow.workers.protocol import UnitFailure, UnitSpec
@@ -41,11 +43,14 @@ class _RayWorker:
     about: Any  # ObjectRef, until the model is loaded
     media_spec: "MediaSpec | None" = None
     node: str = ""
+    unreachable: tuple[float, Exception] | None = None  # since when, and how Ray says so
     flights: deque[_Flight] = field(default_factory=deque)
 
     @property
     def awaited(self) -> Any:
-        """What to wait for: the load, then the oldest unit's stream; None when idle."""
+        """What to wait for: the load, then the oldest unit's stream; None when idle or lost."""
+        if self.unreachable is not None:
+            return None
         if self.media_spec is None:
             return self.about
         return self.flights[0].stream if self.flights else None
@@ -131,21 +136,21 @@ class RayExecutor:
         """One event of each worker that has any; waits at most `timeout_s` for the first."""
         import ray
 
+        events = self._verdicts()
+        timeout_s = 0.0 if events else timeout_s
         awaited = {
             name: handle for name, w in self._workers.items() if (handle := w.awaited) is not None
         }
         if not awaited:
             time.sleep(timeout_s)
-            return []
+            return events
         handles = list(awaited.values())
         ready, _ = ray.wait(handles, num_returns=1, timeout=timeout_s)
         if ready and len(handles) > 1:
             ready, _ = ray.wait(handles, num_returns=len(handles), timeout=0)
-        return [
-            self._take(name)
-            for name, handle in awaited.items()
-            if any(handle is one or handle == one for one in ready)
-        ]
+        come = set(ready)
+        taken = [self._take(name) for name, handle in awaited.items() if handle in come]
+        return events + [event for event in taken if event is not None]
 
     def leaving(self) -> frozenset[str]:
         """Workers on nodes that drain (spot pre-emption, scale-down)."""
@@ -207,7 +212,20 @@ class RayExecutor:
         if self._owns_ray:
             ray.shutdown()
 
-    def _take(self, name: str) -> ExecutorEvent:
+    def _verdicts(self) -> list[ExecutorEvent]:
+        """Workers out of reach of which Ray knows by now what became of them.
+
+        Whether a process died or its whole machine takes Ray some seconds to see, and it matters:
+        the one is its sample's fault, the other nobody's.
+        """
+        lost = [(name, w, w.unreachable) for name, w in self._workers.items() if w.unreachable]
+        return [
+            self._lost(name, worker, error)
+            for name, worker, (since, error) in lost
+            if actor_is_dead(worker.actor) or time.monotonic() - since > _VERDICT_S
+        ]
+
+    def _take(self, name: str) -> ExecutorEvent | None:
         import ray
 
         worker = self._workers[name]
@@ -223,6 +241,9 @@ class RayExecutor:
         except StopIteration:
             worker.flights.popleft()
             return Ended(worker=name, unit_id=flight.unit.unit_id)
+        except ray.exceptions.ActorUnavailableError as error:
+            worker.unreachable = time.monotonic(), error
+            return None
         except ray.exceptions.RayError as error:
             return self._lost(name, worker, error)
 
@@ -232,25 +253,36 @@ class RayExecutor:
 
         # Never the actor's own death, whose node may have taken the decoded media along.
         of_media = bool(worker.flights) and not isinstance(error, RayActorError)
-        if of_media and (cause := _decoding_error(worker.flights[0])) is not None:
+        if of_media and (cause := _decoding_error(worker.flights[0], error)) is not None:
             flight = worker.flights.popleft()
             worker.spoil(flight.decoded)
             return Yielded(worker=name, event=_decode_crash(flight, cause))
         kind = death_kind(error)
-        if kind is FailureKind.WORKER_DEATH and name in self.leaving():
-            kind = FailureKind.PREEMPTION
         node, pid = actor_place(worker.actor)
+        if kind is FailureKind.WORKER_DEATH:
+            kind = self._death_by_node(name, worker.node or node)
         self.kill(name)
         text = _COLOUR.sub("", str(error)).strip()  # holds the worker's own traceback, if any
         # What an exception of ours was is said at its end; of a death Ray writes what it knows.
         message = _CLASS_OF.sub("", text.splitlines()[-1]) if kind in _RAISED else text
-        if said := log_tail(node, pid):
+        if kind is FailureKind.NODE_LOST:
+            message = f"its machine {node} is gone: {message}"
+        elif said := log_tail(node, pid):
             text += f"\n\nThe end of the worker's log:\n{said}"
         return Died(worker=name, kind=kind, message=message, traceback=text, node=node)
+
+    def _death_by_node(self, name: str, node: str) -> FailureKind:
+        """Why a process is gone: its node goes, as announced or not, or for reasons of its own."""
+        if name in self.leaving():
+            return FailureKind.PREEMPTION
+        gone = bool(node) and node_is_gone(node)
+        return FailureKind.NODE_LOST if gone else FailureKind.WORKER_DEATH
 
 
 _LOOK_EVERY_S = 5.0
 _CANCEL_S = 10.0
+_VERDICT_S = 40.0
+_MOMENT_S = 0.1
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _CLASS_OF = re.compile(r"^([a-z_]\w*\.)+(?=[A-Z]\w*: )")  # the modules before an error's class
 _RAISED = frozenset({FailureKind.FATAL, FailureKind.LOAD, FailureKind.UNSUPPORTED})
@@ -263,7 +295,7 @@ def death_kind(error: Exception) -> FailureKind:
 
     An exception of ours arrives as RayTaskError (or UnserializableException, if its class does not
     pickle). Memory kills are no RayActorError. A node that went away hard is first reported as
-    ActorUnavailableError: the stream is lost either way, so the worker counts as dead.
+    ActorUnavailableError: the stream is lost either way, so the worker counts as dead in the end.
     """
     from ray import exceptions
 
@@ -283,18 +315,32 @@ def death_kind(error: Exception) -> FailureKind:
     return FailureKind.WORKER_DEATH
 
 
-def _decoding_error(flight: _Flight) -> Exception | None:
-    """How the decoding task itself ended, when it did not end with data."""
+def _decoding_error(flight: _Flight, error: Exception) -> Exception | None:
+    """How the decoding task itself ended, when it did not end with data that are still there.
+
+    `error` is what the worker's stream ended with.
+    """
     import ray
 
+    if isinstance(cause := getattr(error, "cause", error), _media_gone()):
+        return cause
     done, _ = ray.wait([flight.decoded], timeout=0, fetch_local=False)
     if not done:
         return None
     try:
-        ray.get(flight.decoded)
-    except ray.exceptions.RayError as error:
-        return error
+        ray.get(flight.decoded, timeout=_MOMENT_S)  # an error is here already, data need not be
+    except ray.exceptions.GetTimeoutError:
+        return None
+    except ray.exceptions.RayError as failed:
+        return failed
     return None
+
+
+def _media_gone() -> tuple[type[Exception], ...]:
+    """What Ray says of a task or an object whose node is gone."""
+    from ray.exceptions import NodeDiedError, ObjectLostError
+
+    return NodeDiedError, ObjectLostError
 
 
 def _decode_crash(flight: _Flight, error: Exception) -> UnitFailure:
@@ -302,6 +348,8 @@ def _decode_crash(flight: _Flight, error: Exception) -> UnitFailure:
     from ray import exceptions
 
     failure = replace(decode_failure(flight.unit, error), retryable=True)
+    if isinstance(error, _media_gone()):
+        return replace(failure, error=NODE_LOST)
     if flight.given_up is not None:
         return replace(failure, error="TimeoutError", message="decoding hung, and was ended")
     if isinstance(error, exceptions.OutOfMemoryError):

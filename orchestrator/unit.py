@@ -99,8 +99,9 @@ class Unit:
 
     def died(self, kind: FailureKind, message: str, traceback: str) -> Decision:
         """Blame the first curve due, in the order of the plan; or the sample, see the policy."""
-        self._deaths += 1
-        self._silent_deaths += 1
+        of_worker = kind is not FailureKind.NODE_LOST
+        self._deaths += of_worker
+        self._silent_deaths += of_worker
         suspect = None
         if not self.policy.sample_is_poison(self._silent_deaths):
             due = self.missing & self._wanted - self._waiting

@@ -44,8 +44,8 @@ CLASSIFIED = {
     "PathwayConfig": {"identity": "name layout sources targets direction", "run time": ""},
     "RetryConfig": {
         "identity": "",
-        "run time": "exception transient gpu_memory host_memory worker_death fatal timeout load "
-        "breaker_units breaker_s",
+        "run time": "exception transient gpu_memory host_memory worker_death node_lost "
+        "fatal timeout load breaker_units breaker_s",
     },
     "ExecutionConfig": {
         "identity": "threads byte_budget",

@@ -223,6 +223,32 @@ def test_preemption_costs_nobody_a_try() -> None:
     assert queue.state("a") is UnitState.DONE
 
 
+def test_machines_that_go_by_the_rack_give_no_model_up() -> None:
+    queue = WorkQueue([unit(f"u{n:02}") for n in range(40)])
+    held = [lease(queue, f"w{n}").unit_id for n in range(40)]
+    lost = FailureKind.NODE_LOST
+    actions = [
+        [decision.action for decision in queue.on_worker_death(f"w{n}", lost, "gone", 0.0)]
+        for n in range(40)
+    ]
+    assert actions == [[Action.RETRY]] * 40
+    assert queue.due("m") == 40
+    assert keys(lease(queue)) == keys(unit(held[0])), "nor is anything leased curve by curve"
+
+
+def test_what_takes_every_machine_down_ends_at_last() -> None:
+    queue = WorkQueue([unit("a")])
+    decisions = []
+    while not queue.finished:
+        spec = lease(queue, f"w{len(decisions)}")
+        decisions += queue.on_worker_death(f"w{len(decisions)}", FailureKind.NODE_LOST, "gone", 0.0)
+        if decisions[-1].terminal:
+            break
+    assert len(decisions) == Budgets().node_lost
+    assert decisions[-1].curves == (keys(spec)[0],)
+    assert queue.due("m") == 1, "its other curves are still due"
+
+
 def test_a_hang_is_overdue_and_silence_counts_from_the_last_sign_of_life() -> None:
     queue = WorkQueue([unit("a")], deadline_s=10.0)
     spec = lease(queue, now=100.0)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from queued_units import failed, keys, unit
 
 from avflow.orchestrator.policy import (
+    NODE_LOST,
     Budgets,
     Decision,
     FailureKind,
@@ -108,7 +109,12 @@ class Chaos:
                 self.kill(late)
                 self.count(self.queue.on_timeout(late, self.now))
         else:
-            fatal = (FailureKind.WORKER_DEATH, FailureKind.HOST_MEMORY, FailureKind.FATAL)
+            fatal = (
+                FailureKind.WORKER_DEATH,
+                FailureKind.HOST_MEMORY,
+                FailureKind.FATAL,
+                FailureKind.NODE_LOST,
+            )
             free = (FailureKind.PREEMPTION,) if self.preemptions < 30 else ()
             kind = self.random.choice(fatal + free)
             self.preemptions += kind is FailureKind.PREEMPTION
@@ -117,7 +123,13 @@ class Chaos:
 
     def fail(self, worker: str, unit_id: str, curve: str | None) -> None:
         error, retryable = self.random.choice(
-            (("E", False), ("OSError", True), ("OutOfMemoryError", True), ("MemoryError", True))
+            (
+                ("E", False),
+                ("OSError", True),
+                ("OutOfMemoryError", True),
+                ("MemoryError", True),
+                (NODE_LOST, True),
+            )
         )
         failure = failed(unit_id, curve, error=error, retryable=retryable)
         decision = self.queue.on_failure(worker, failure, self.now)

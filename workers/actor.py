@@ -1,7 +1,7 @@
 """The worker: one model, loaded once, and the units that come to it; on Ray it is an actor.
 
-`ModelWorker` knows nothing of Ray, so that the same class also works in process. On Ray nothing
-retries or restarts: Ray's own restarts hide the cause of a death, repeat what killed the worker
+`ModelWorker` knows nothing of Ray, so that the same class also works in process. On Ray no worker
+restarts or retries: Ray's own restarts hide the cause of a death, repeat what killed the worker
 and reorder the work. The coordinator replaces workers. What goes over the wire is numpy and
 scalars; torch tensors would be pickled copies there.
 """
@@ -17,6 +17,9 @@ from avflow.workers.protocol import Event, UnitFailure, UnitSpec
 
 if TYPE_CHECKING:
     from avflow.workers.models.base import ModelSpec
+
+
+DECODE_RETRIES = 2
 
 
 class ModelWorker:
@@ -102,12 +105,19 @@ def start_actor(
 
 
 def decode_ahead(unit: UnitSpec, spec: MediaSpec) -> Any:
-    """Decode a unit's media on any CPU: the reference to `Decoded | UnitFailure`."""
+    """Decode a unit's media on any CPU: the reference to `Decoded | UnitFailure`.
+
+    The one thing here that Ray may repeat: media that went with their node are decoded again
+    elsewhere, below the worker that waits for them. It could not be told otherwise.
+    """
     import ray
 
     label = f"{unit.sample.dataset}/{unit.sample.sample_id}"
     decode = ray.remote(decode_unit).options(
-        name=f"decode {label}", num_cpus=1, max_retries=0, scheduling_strategy="SPREAD"
+        name=f"decode {label}",
+        num_cpus=1,
+        max_retries=DECODE_RETRIES,
+        scheduling_strategy="SPREAD",
     )
     return decode.remote(unit, spec)
 

@@ -34,7 +34,11 @@ class Metered:
         self._units = gauge("units", "Samples by state", "state")
         self._workers = gauge("workers", "Workers by state", "state")
         self._rate = gauge("cells_per_second", "Cells that came out")
-        self._busy = gauge("model_busy_share", "Share of workers' time in which a model ran")
+        self._busy = gauge(
+            "model_busy_share",
+            "Share of workers' time in which a model ran, by the samples' own seconds. What NVML "
+            "says of the GPUs is ray_node_gpus_utilization",
+        )
         self._decoding = gauge("decoders_busy", "Decoders at work")
         self._memory = gauge("memory_bytes", "Peak of a worker's device; the driver's", "of")
         self._cells = counter("cells_total", "Cells that came out")

@@ -38,7 +38,7 @@ class Snapshot:
     draining: bool = False
     units_running: int = 0
     cells: int = 0  # that came out
-    model_busy: float | None = None  # share of the workers' time lately; None: not known yet
+    model_busy: float | None = None  # share of workers' time in which a model ran; None: not known
     decoding: float = 0.0  # decoders at work, on average
     peak_bytes: int = 0  # of a worker's device
 
@@ -55,7 +55,8 @@ class Snapshot:
         if self.workers_loading:
             workers += f" (+{self.workers_loading} loading)"
         if self.model_busy is not None:
-            workers += f", models {self.model_busy:.0%} busy, {self.decoding:.1f} decoding"
+            # Of wall time, by what samples say they took; what the GPU itself says is Ray's.
+            workers += f", running {self.model_busy:.0%} of the time, {self.decoding:.1f} decoding"
         parts = [
             f"{self.units_done + self.units_failed}/{self.units} samples"
             + (f" ({self.units_running} running)" if self.units_running else ""),

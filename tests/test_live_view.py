@@ -38,7 +38,7 @@ def test_a_line_says_counts_by_state_and_how_busy() -> None:
     shown.show(SNAPSHOT, 0.0)
     assert out.getvalue() == (
         "4/10 samples (2 running) · 16/40 curves · 1 failures · 2 workers (+1 loading), "
-        "models 87% busy, 1.2 decoding · ETA 1:30\n"
+        "running 87% of the time, 1.2 decoding · ETA 1:30\n"
     )
 
 

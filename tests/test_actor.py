@@ -1,6 +1,7 @@
 """The worker in process: what it refuses to load."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_a_worker_refuses_another_checkpoint_than_was_planned() -> None:
 
 def test_a_worker_that_did_not_load_still_has_a_name() -> None:
     """Ray asks for it; what its text raises would be told in place of the reason."""
-    worker = ModelWorker.__new__(ModelWorker)
+    worker: Any = ModelWorker.__new__(ModelWorker)
     with pytest.raises(UnsupportedModelError, match="no folder"):
-        worker.__init__("w1", replace(TESTBED, path="nowhere"), ("cpu",), 1)  # type: ignore[misc]
+        worker.__init__("w1", replace(TESTBED, path="nowhere"), ("cpu",), 1)
     assert repr(worker) == "ModelWorker(w1, testbed)"

@@ -20,7 +20,7 @@ from avflow.workers.engine import reference
 from avflow.workers.protocol import DiscardSpec, DiscardStep, ExtraSpec, InterventionDone, MaskSpec
 
 FEW = settings(
-    max_examples=20,
+    max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -39,7 +39,7 @@ def build(tiny_thinker: Any, random_layout: Any, random_embedded: Any) -> Any:
     def built(kind: Any, seed: int = 0, heads: tuple[int, int] = (4, 2), **rest: Any) -> InMemory:
         settled = {"n_layers": 4, "hidden": 16 * heads[0]} | rest
         tiny = tiny_thinker(heads=heads[0], kv_heads=heads[1], seed=seed, **settled)
-        layout = random_layout(kind, 110 + seed % 30, seed)
+        layout = random_layout(kind, 200 + seed % 30, seed)
         return InMemory(
             decoder=tiny.decoder,
             hf_model=tiny.hf_model,

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from avflow.workers.engine.backends import View, attend
 from avflow.workers.engine.interface import attending
@@ -92,7 +93,10 @@ def replay_attention(
     for group in replayed.groups:
         asked = _apart(query[:, :, group.queries], group.n_rows)
         mixed = attend(group.view, asked, (keys[group.own], values[group.own]), shared, scaling)
-        out[group.queries].view(group.n_rows, -1, heads, d).copy_(mixed.transpose(1, 2))
+        mixed = mixed.transpose(1, 2)
+        if len(replayed.groups) == 1:
+            return mixed.reshape(1, n, heads, d), None
+        out[group.queries].view(mixed.shape).copy_(mixed)
     return out[None], None
 
 
@@ -102,6 +106,6 @@ def _apart(states: Tensor, n_rows: int) -> Tensor:
     return states.view(heads, n_rows, length // max(1, n_rows), d).transpose(0, 1)
 
 
-def replaying(config: object) -> AbstractContextManager[None]:
+def replaying(config: PreTrainedConfig) -> AbstractContextManager[None]:
     """Within, layers of this text config attend through `replay_attention`."""
     return attending(config, NAME, replay_attention)

@@ -42,18 +42,19 @@ def attention_function(config: PreTrainedConfig, attention: nn.Module) -> Callab
 
 
 @contextmanager
-def attending(config: object, name: str, function: Callable[..., object]) -> Iterator[None]:
+def attending(
+    config: PreTrainedConfig, name: str, function: Callable[..., object]
+) -> Iterator[None]:
     """Within, layers of this text config attend through `function`; the encoders, and the model
     afterwards, are left as they were. No "flash", "sdpa" or "/" in the name: transformers treats
     names that hold these differently."""
     AttentionInterface.register(name, function)
     AttentionMaskInterface.register(name, sdpa_mask)  # without one, padding would be ignored
-    text = cast(PreTrainedConfig, config)
-    before, text._attn_implementation = text._attn_implementation, name
+    before, config._attn_implementation = config._attn_implementation, name
     try:
         yield
     finally:
-        text._attn_implementation = before
+        config._attn_implementation = before
         AttentionInterface.register(name, _over)  # the registry is global: it would hold a model
 
 

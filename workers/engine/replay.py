@@ -193,8 +193,8 @@ class _Walk:
         record, layer = Record(), self.decoder.layers[number]
         device = device_of(layer)  # hooks of a model on several devices may sit on the layer alone
         rotary = self._rotary(_positions(self.suffix))
-        layer.self_attn(  # type: ignore[operator]
-            hidden_states=layer.input_layernorm(hidden.to(device)),  # type: ignore[operator]
+        layer.get_submodule("self_attn")(
+            hidden_states=layer.get_submodule("input_layernorm")(hidden.to(device)),
             attention_mask=None,
             position_embeddings=tuple(t.to(device) for t in rotary),
             replayed=record,

@@ -53,6 +53,15 @@ def test_figures_of_a_pathway_are_where_the_catalogue_says(paper: SweepConfig) -
         assert all(pathway.name in rows[name] for name in pathway.figures), pathway.name
 
 
+def test_all_pathways_leaves_none_out(paper: SweepConfig, tmp_path: Path) -> None:
+    text = (CONFIGS / "paper.yaml").read_text()
+    assert text.count("all_pathways: false") == 1
+    path = tmp_path / "paper.yaml"
+    path.write_text(text.replace("all_pathways: false", "all_pathways: true"))
+    assert paper.experiments[0].exclude
+    assert not load_config(path).experiments[0].exclude
+
+
 def test_files_of_one_figure_are_current() -> None:
     spec = importlib.util.spec_from_file_location("one_a_figure", CONFIGS / "one_a_figure.py")
     assert spec is not None

@@ -40,12 +40,12 @@ from avflow.datasets.prompts import multiple_choice
 from avflow.datasets.sample import MediaPart, Sample
 from avflow.datasets.sampling import fit
 from avflow.orchestrator.config import ModelConfig
-from avflow.orchestrator.cost import CLIP_S, NominalCost
-from avflow.orchestrator.estimate import gpu_hours
+from avflow.orchestrator.cost import CLIP_S, nominal_layout
+from avflow.orchestrator.estimate import gpu_hours, of_unit
+from avflow.orchestrator.known_models import BYTE_BUDGET, PUBLISHED
 from avflow.pathways.catalogue import SINGLE_VIDEO, find
 from avflow.pathways.pathway import Pathway
-from avflow.workers.models.base import ModelInfo
-from avflow.workers.protocol import CurveSpec
+from avflow.workers.protocol import CurveSpec, UnitSpec
 
 SPEC = MediaSpec(
     fps=2,
@@ -59,17 +59,7 @@ SPEC = MediaSpec(
     sample_rate=16_000,
     max_audio_s=300,
 )
-QWEN_3B = ModelInfo(
-    n_layers=36,
-    hidden_size=2048,
-    n_heads=16,
-    n_kv_heads=2,
-    head_size=128,
-    intermediate_size=11_008,
-    vocab_size=151_936,
-    parameters=0,
-    digest="",
-)
+(QWEN_3B,) = (known.info for known in PUBLISHED if known.checkpoint == "Qwen/Qwen2.5-Omni-3B")
 SWEEPS = {"all 22 pathways": SINGLE_VIDEO, "question_to_last": find("question_to_last")[:1]}
 CLIP = MediaPart(kind="video", path="clip.mp4", with_audio=True)
 RATE = 44_100
@@ -191,10 +181,10 @@ def _reference_sound(path: Path, rate: int) -> NDArray[np.float32]:
 
 def nominal_gpu_seconds(clip_s: float, pathways: Sequence[Pathway]) -> float:
     """The plan's time on one H100 for a sample with these pathways, window 7."""
-    curves = [
+    curves = tuple(
         CurveSpec(pathway=pathway, window=7, center_layers=tuple(range(QWEN_3B.n_layers)))
         for pathway in pathways
-    ]
+    )
     model = ModelConfig(name="3B", family="qwen2_5_omni", path="unused")
     sample = Sample(
         sample_id="1",
@@ -206,8 +196,18 @@ def nominal_gpu_seconds(clip_s: float, pathways: Sequence[Pathway]) -> float:
         answer=0,
         media_group="g",
     )
-    cost = NominalCost(curves, model, QWEN_3B)(sample)
-    return gpu_hours(cost.flops, "H100") * 3600 * clip_s / CLIP_S
+    unit = UnitSpec(
+        unit_id="1",
+        model=model.name,
+        data_root=".",
+        sample=sample,
+        curves=curves,
+        wanted=frozenset(curve.key for curve in curves),
+        byte_budget=BYTE_BUDGET,
+        cost=0.0,
+    )
+    planned = of_unit(unit, nominal_layout(sample, model), QWEN_3B)
+    return gpu_hours(planned.shared, "H100") * 3600 * clip_s / CLIP_S
 
 
 def _timed(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:

@@ -13,8 +13,9 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel
 
-IDENTITY_VERSION = 2
-"""Of the fields that make up a job's id. Counted up whenever an id would otherwise change."""
+IDENTITY_VERSION = 3
+"""Of the fields that make up a job's id, and of how media are decoded. Counted up whenever an id,
+or a number under it, would otherwise change."""
 
 METRIC_VERSION = 1
 """Of the measurement: float32 head, softmax over the vocabulary, last position, base token."""

@@ -92,7 +92,11 @@ EXAMPLE = {
         }
     ],
 }
-GOLDEN = {1: "a4338411d5db5b5eda2ea9f0acff000a", 2: "0eb9cebd7da002afecfbee5974669590"}
+GOLDEN = {
+    1: "a4338411d5db5b5eda2ea9f0acff000a",
+    2: "0eb9cebd7da002afecfbee5974669590",
+    3: "0eb9cebd7da002afecfbee5974669590",
+}
 
 
 def configs() -> Iterator[type[BaseModel]]:

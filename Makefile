@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 PACKAGES := pathways datasets workers orchestrator
 
-.PHONY: install demo test test-slow bench check clean
+.PHONY: install wheel demo test test-slow bench check clean
 
 install: $(INSTALLED)
 
@@ -14,6 +14,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# What cluster.yaml and slurm/avflow.def install on other machines; the commit is written into it.
+wheel: $(INSTALLED)
+	rm -rf dist build
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	cp constraints.txt dist/
 
 demo: $(INSTALLED)
 	$(BIN)/avflow sweep configs/demo.yaml --run runs/demo --workers $(WORKERS)

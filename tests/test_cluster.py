@@ -44,6 +44,41 @@ def test_a_cluster_that_is_there_is_not_joined_by_accident(monkeypatch: pytest.M
     assert [options["address"] for options in asked] == ["auto", "local"]
 
 
+def test_no_node_takes_rays_own_image() -> None:
+    """It is Ubuntu 18.04, for which there is no PyTorch any more."""
+    for kind in yaml.safe_load(CLUSTER.read_text())["available_node_types"].values():
+        assert kind["node_config"]["ImageId"].startswith("ami-")
+
+
+def test_what_travels_is_small_and_made_by_make_wheel() -> None:
+    """Ray reads every file below a mount at each `ray up`; a checkout holds .venv and runs."""
+    config = yaml.safe_load(CLUSTER.read_text())
+    assert set(config["file_mounts"].values()) == {"dist", "configs", "~/.ray/auth_token"}
+    made = subprocess.run(
+        ["make", "--dry-run", "--always-make", "wheel"],
+        cwd=CLUSTER.parent,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert "--wheel-dir dist" in made
+    assert "cp constraints.txt dist/" in made
+
+
+def test_every_command_says_that_ray_asks_for_a_token() -> None:
+    """Without the mode `ray status` on the head waits for ever, and a worker does not join."""
+    config = yaml.safe_load(CLUSTER.read_text())
+    starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+    assert all("RAY_AUTH_MODE=token" in command for command in starts if "ray start" in command)
+    assert any("export RAY_AUTH_MODE=token" in command for command in config["setup_commands"])
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_setup_commands_are_valid_bash(number: int) -> None:
+    command = yaml.safe_load(CLUSTER.read_text())["setup_commands"][number]
+    subprocess.run(["bash", "-n", "-c", command], check=True)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_sweep_joins_a_running_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,6 +241,21 @@ def test_option_tokens_are_what_follows_the_prompt(
         assert ids == [*prepared.tensors["input_ids"][0].tolist(), token]
 
 
+@pytest.mark.parametrize(("ending", "lead"), [("\n", ""), (":", " ")])
+def test_the_letter_that_is_read_has_the_form_that_the_template_asks_for(
+    media: Path, tmp_path: Path, ending: str, lead: str
+) -> None:
+    """After a line's end "B", after a word " B", which is another token."""
+    words = ["user assistant: A", "assistant: B", "assistant: C", "A. B. C."]
+    folder = build_tiny_checkpoint(tmp_path / "omni", n_layers=1, corpus=words)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant\n", f"assistant{ending}"))
+    model = load(spec_of(folder), "cpu")
+    prepared = prepared_of(model, media, SAMPLES["silent video"])
+    assert prepared.prompt.endswith(f"assistant{ending}")
+    assert [model.token_text(t) for t in prepared.option_tokens] == [f"{lead}{x}" for x in "ABC"]
+
+
 def test_the_system_prompt_is_the_specs(loaded: Callable[..., LoadedModel], media: Path) -> None:
     sample = SAMPLES["video with its sound"]
     default, other = (

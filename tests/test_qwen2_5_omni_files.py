@@ -63,20 +63,59 @@ def test_configs_it_does_not_know_are_refused_by_key(
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("position_id_per_seconds", 25), ("vision_start_token_id", 3)]
+    ("part", "key", "value"),
+    [
+        ("", "audio_token_index", 20),
+        ("", "image_token_index", 20),
+        ("", "video_token_index", 20),
+        ("", "audio_start_token_id", 20),
+        ("", "audio_end_token_id", 20),
+        ("", "vision_start_token_id", 20),
+        ("", "position_id_per_seconds", 25),
+        ("vision_config", "patch_size", 16),
+        ("vision_config", "spatial_merge_size", 1),
+        ("vision_config", "temporal_patch_size", 1),
+        ("audio_config", "num_mel_bins", 80),
+    ],
 )
-def test_config_and_processor_must_agree(copy: Path, key: str, value: int) -> None:
-    edit_config(copy, lambda c: c.update({key: value}))
-    for use in (describe, load):
-        with pytest.raises(UnsupportedModelError, match=f"disagree: {key} {value} against"):
-            use(spec_of(copy))
+def test_config_and_processor_must_agree(copy: Path, part: str, key: str, value: int) -> None:
+    edit_config(copy, lambda c: (c[part] if part else c).update({key: value}))
+    with pytest.raises(UnsupportedModelError, match=f"disagree: {key} {value} against"):
+        describe(spec_of(copy))
+    if key == "vision_start_token_id":
+        with pytest.raises(UnsupportedModelError, match="disagree"):
+            load(spec_of(copy), "cpu")
 
 
-def test_missing_weights_are_refused(copy: Path) -> None:
+UP = "layers.1.mlp.up_proj.weight"
+
+
+def key_of(weights: dict[str, torch.Tensor]) -> str:
+    return next(key for key in weights if key.endswith(UP))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop(key_of(w)), r"json: 1 missing: \S*layers\.1\.mlp\.up_proj\.weight; fetch"),
+        (
+            lambda w: w.update({"model.layers.9.mlp.up_proj.weight": torch.zeros(2, 2)}),
+            r"json: 1 unknown: \S*layers\.9\.mlp\.up_proj\.weight; fetch",
+        ),
+        (
+            lambda w: w.update({key_of(w).replace("up_", "upper_"): w.pop(key_of(w))}),
+            r"1 missing: \S*mlp\.up_proj\.weight; 1 unknown: \S*mlp\.upper_proj\.weight; fetch",
+        ),
+    ],
+    ids=["missing", "unknown", "renamed"],
+)
+def test_weights_that_are_not_the_thinkers_are_refused_by_name(
+    copy: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
     weights = load_file(copy / "model.safetensors")
-    del weights[next(key for key in weights if key.endswith("layers.1.mlp.up_proj.weight"))]
+    change(weights)
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UnsupportedModelError, match=r"json: 1 missing: .*layers\.1\.mlp"):
+    with pytest.raises(UnsupportedModelError, match=message):
         load(spec_of(copy), "cpu")
 
 

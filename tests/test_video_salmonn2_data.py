@@ -139,6 +139,16 @@ def test_sound_that_ends_early_is_padded_and_recorded() -> None:
     assert prepared_case("short", maker()).notes == ()
 
 
+def test_trained_text_goes_on_from_the_clock_however_wide_the_picture_is() -> None:
+    """No recording has a picture wider than its sound is long; the rule is the authors' all the
+    same: with sound the last time, without it the largest of all axes."""
+    for n_audio, after in ((60, 4 + 60), (0, 4 + 100)):
+        block = Block(start=4, grid=(1, 2, 200), seconds=1.0, n_audio=n_audio)
+        found = position_ids(block, 4 + 100 + n_audio + 2, "train")[:, 0]
+        assert int(found[2].max()) >= 4 + 99
+        assert found[:, -2:].tolist() == [[after, after + 1]] * 3
+
+
 @pytest.mark.parametrize("case", LAYOUTS, ids=lambda c: f"{c['grid']}x{c['seconds_per_grid']}")
 def test_groups_and_positions_under_both_rules_are_the_recorded(case: dict[str, Any]) -> None:
     pairs, height, width = case["grid"]

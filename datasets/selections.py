@@ -7,7 +7,7 @@ the sum of its rows (2,081), and 39% of Bird Recognition (Table 12) must be 49%.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from avflow.datasets.sample import LayoutKind, Sample
 
@@ -132,7 +132,8 @@ AV_SPEAKERBENCH = Selection(
     ),
 )
 
-UNDER_A_MINUTE = "<1min"
+Duration = Literal["<1min", "1-2min", "2-4min", "4-6min", "6-8min", ">8min"]
+UNDER_A_MINUTE: Duration = "<1min"
 """The authors' bucket that stands for the paper's "under one minute": its longest video is 60 s."""
 
 _RECOGNITION, _REASONING, _UNDERSTANDING = "Recognition", "Reasoning", "Understanding"
@@ -180,15 +181,25 @@ WORLDSENSE = Selection(
     ),
 )
 
-CQR = "candidates-question-reference"
-QRC = "question-reference-candidates"
-RCQ = "reference-candidates-question"
-RQC = "reference-question-candidates"
-AUDIO_TO_IMAGE, IMAGE_TO_AUDIO = "audio_to_image", "image_to_audio"
+Ordering = Literal[
+    "candidates-question-reference",
+    "question-reference-candidates",
+    "reference-candidates-question",
+    "reference-question-candidates",
+    "candidates-reference-question",
+    "question-candidates-reference",
+]
+CQR, QRC, RCQ, RQC, *_ = get_args(Ordering)  # the paper has no sample of the others
+Direction = Literal["audio_to_image", "image_to_audio"]
+AUDIO_TO_IMAGE, IMAGE_TO_AUDIO = get_args(Direction)
 
 
 def _directions(audio_reference: int, image_reference: int) -> dict[str, int]:
     return {AUDIO_TO_IMAGE: audio_reference, IMAGE_TO_AUDIO: image_reference}
+
+
+def _orderings(cqr: int, *, qrc: int = 0, rcq: int = 0, rqc: int = 0) -> dict[str, int]:
+    return {CQR: cqr, QRC: qrc, RCQ: rcq, RQC: rqc}
 
 
 # Tables 9, 11 and 12, in the order of the benchmark's task ids, which count from 1. Directions
@@ -201,7 +212,7 @@ AV_ODYSSEY = Selection(
             use="knockout",
             count=200,
             directions=_directions(98, 102),
-            orderings={CQR: 46, QRC: 154, RCQ: 0, RQC: 0},
+            orderings=_orderings(46, qrc=154),
         ),
         Task(name="Singer Recognition"),
         Task(name="Gunshot Recognition"),
@@ -216,7 +227,7 @@ AV_ODYSSEY = Selection(
             use="knockout",
             count=200,
             directions=_directions(100, 100),
-            orderings={CQR: 200, QRC: 0, RCQ: 0, RQC: 0},
+            orderings=_orderings(200),
         ),
         Task(
             name="Transportation Recognition",
@@ -229,7 +240,7 @@ AV_ODYSSEY = Selection(
             use="knockout",
             count=200,
             directions=_directions(200, 0),
-            orderings={CQR: 151, QRC: 7, RCQ: 35, RQC: 7},
+            orderings=_orderings(151, qrc=7, rcq=35, rqc=7),
         ),
         Task(name="Scene Recognition"),
         Task(
@@ -237,14 +248,14 @@ AV_ODYSSEY = Selection(
             use="knockout",
             count=108,
             directions=_directions(108, 0),
-            orderings={CQR: 97, QRC: 0, RCQ: 0, RQC: 11},
+            orderings=_orderings(97, rqc=11),
         ),
         Task(
             name="Action Recognition",
             use="knockout",
             count=196,
             directions=_directions(196, 0),
-            orderings={CQR: 196, QRC: 0, RCQ: 0, RQC: 0},
+            orderings=_orderings(196),
         ),
         Task(name="Eating Sound Recognition"),
         Task(name="Speech Sentiment Analysis"),
@@ -255,7 +266,7 @@ AV_ODYSSEY = Selection(
             use="knockout",
             count=200,
             directions=_directions(104, 96),
-            orderings={CQR: 164, QRC: 0, RCQ: 36, RQC: 0},
+            orderings=_orderings(164, rcq=36),
         ),
         Task(name="Dance and Music Matching"),
         Task(
@@ -263,7 +274,7 @@ AV_ODYSSEY = Selection(
             use="knockout",
             count=200,
             directions=_directions(200, 0),
-            orderings={CQR: 147, QRC: 0, RCQ: 53, RQC: 0},
+            orderings=_orderings(147, rcq=53),
         ),
         *(
             Task(name=name)

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
+from typing import get_args
 
 from avflow.datasets.choices import answer_of, options_of, text_of
 from avflow.datasets.prompts import PromptTemplate, single_video
@@ -29,11 +30,11 @@ from avflow.datasets.reading import (
     table_rows,
 )
 from avflow.datasets.sample import MediaPart, Sample
-from avflow.datasets.selections import WORLDSENSE
+from avflow.datasets.selections import WORLDSENSE, Duration
 
 FILES = ("worldsense_qa.json", "data/test-*.parquet", "WorldSense.tsv")
 COLUMNS = ("video", "duration", "task_type", "question", "candidates", "answer")
-DURATIONS = ("<1min", "1-2min", "2-4min", "4-6min", "6-8min", ">8min")
+DURATIONS = get_args(Duration)
 
 _TASKS = frozenset(WORLDSENSE.names())
 _TASK_KEY = re.compile(r"task(\d+)")

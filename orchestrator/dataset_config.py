@@ -6,20 +6,11 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Discriminator, Field, PositiveInt, Tag, model_validator
 
 from avflow.datasets.prompts import TEMPLATES, PromptTemplate
+from avflow.datasets.selections import Direction, Duration, Ordering
 from avflow.orchestrator.fields import Name, Names, Strict, Where
 from avflow.orchestrator.identity import Identity, RunTime
 
 Tasks = Literal["knockout", "cross_task"] | Names
-Duration = Literal["<1min", "1-2min", "2-4min", "4-6min", "6-8min", ">8min"]
-Direction = Literal["audio_to_image", "image_to_audio"]
-Ordering = Literal[
-    "candidates-question-reference",
-    "question-reference-candidates",
-    "reference-candidates-question",
-    "reference-question-candidates",
-    "candidates-reference-question",
-    "question-candidates-reference",
-]
 
 
 class PromptConfig(Strict):

@@ -105,6 +105,20 @@ def test_a_query_that_reads_itself_alone_gets_its_own_value() -> None:
     assert torch.equal(lse, by_hand)
 
 
+@pytest.mark.parametrize("at", [99, 149])
+def test_one_query_over_keys_that_others_share_leaves_them_as_they_were(random_layout, at) -> None:
+    generator = torch.Generator().manual_seed(7)
+    reads = plan_reads(random_layout("single_video", 150, 7), None, ((at, at + 1),), 150, CPU)
+    query = numbers(generator, 2, 4, 1, 16, dtype=torch.float32)
+    key, value = (numbers(generator, 1, 4, 150, 16, dtype=torch.float32) for _ in range(2))
+    before = key.clone(), value.clone()
+    found = sdpa.attend(reads, query, None, (key, value), 0.3)
+    allowed = torch.arange(150) <= at
+    assert (found - dense(query, key, value, allowed, 0.3)).abs().max() <= EXACT[torch.float32]
+    assert torch.equal(key, before[0])
+    assert torch.equal(value, before[1])
+
+
 @pytest.mark.parametrize("kind", ["single_video", "interleaved"])
 @pytest.mark.parametrize("joining", [False, True])
 def test_both_backends_give_the_same_for_every_pathway(random_layout, kind, joining) -> None:

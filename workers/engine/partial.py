@@ -79,10 +79,13 @@ def plain_attention(
 
 
 def self_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Part:
-    """Each query reads its own position alone: out is its value. q == n."""
+    """Each query reads its own position alone: out is its value, in memory of its own (parts are
+    merged in place). q == n."""
     exact = torch.float64 if query.dtype == torch.float64 else torch.float32
+    rows, heads, q, d = query.shape
     key, value = _per_head(query, key, value)
-    return value, (query.to(exact) * key.to(exact)).sum(-1) * scale
+    out = query.new_empty(rows, q, heads, d).transpose(1, 2).copy_(value)
+    return out, (query.to(exact) * key).sum(-1) * scale
 
 
 def shared_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Part:
@@ -102,13 +105,14 @@ def shared_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float)
 
 
 def merge_into(total: Part, part: Part) -> None:
-    """Add a part to `total`, in place; `total` is float32 or better."""
+    """Add a part to `total`, in place; `total` is float32 or better.
+
+    Its weight e^lB / (e^lA + e^lB) is the logistic function of lB - lA.
+    """
     out, lse = total
     more, more_lse = part
-    both = torch.logaddexp(lse, more_lse)
-    out.mul_(torch.exp(lse - both)[..., None])
-    out.addcmul_(more.to(out.dtype), torch.exp(more_lse - both)[..., None])
-    lse.copy_(both)
+    out.lerp_(more.to(out.dtype), torch.sigmoid(more_lse - lse)[..., None])
+    torch.logaddexp(lse, more_lse, out=lse)
 
 
 def _per_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

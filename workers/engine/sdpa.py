@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from avflow.workers.engine.partial import (
+    Part,
     merge_into,
     partial_attention,
     self_attention,
     shared_attention,
 )
-from avflow.workers.engine.reads import Keys, Reads
+from avflow.workers.engine.reads import Keys, Reads, Square
 
 KeyValue = tuple[Tensor, Tensor]  # each [R or 1, G, n, d]
 
@@ -24,19 +25,7 @@ def attend(
 
     Parts are added up in float32 or better, and cast to the query's dtype once.
     """
-    exact = torch.float64 if query.dtype == torch.float64 else torch.float32
-    out = query.new_empty(query.shape, dtype=exact)
-    lse = query.new_empty(query.shape[:3], dtype=exact)
-    for square in reads.squares:
-        here = query[:, :, square.queries]
-        key, value = _pick(square.keys, own, shared)
-        if square.alone:
-            part = self_attention(here, key, value, scale=scale)
-        else:
-            rows = len(here)
-            key, value = key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1)
-            part = partial_attention(here, key, value, causal=True, scale=scale)
-        out[:, :, square.queries], lse[:, :, square.queries] = part
+    out, lse = _squares(reads, query, own, shared, scale)
     lists = [_pick(keys, own, shared) for keys in reads.keys]
     for rect in reads.rects:
         key, value = (t[:, :, : rect.n] for t in lists[rect.keys])
@@ -47,6 +36,35 @@ def attend(
             part = partial_attention(here, key, value, causal=False, scale=scale)
         merge_into((out[:, :, rect.queries], lse[:, :, rect.queries]), part)
     return out.to(query.dtype)
+
+
+def _squares(
+    reads: Reads, query: Tensor, own: KeyValue | None, shared: KeyValue, scale: float
+) -> Part:
+    """Each run's queries over themselves, in float32 or better."""
+    exact = torch.float64 if query.dtype == torch.float64 else torch.float32
+    parts = (_square(square, query, own, shared, scale) for square in reads.squares)
+    if len(reads.squares) == 1:
+        ((part, part_lse),) = parts
+        return part.to(exact), part_lse
+    rows, heads, q, d = query.shape
+    out = query.new_empty(rows, q, heads, d, dtype=exact).transpose(1, 2)  # as callers lay it out
+    lse = query.new_empty(rows, heads, q, dtype=exact)
+    for square, part in zip(reads.squares, parts, strict=True):
+        out[:, :, square.queries], lse[:, :, square.queries] = part
+    return out, lse
+
+
+def _square(
+    square: Square, query: Tensor, own: KeyValue | None, shared: KeyValue, scale: float
+) -> Part:
+    here = query[:, :, square.queries]
+    key, value = _pick(square.keys, own, shared)
+    if square.alone:
+        return self_attention(here, key, value, scale=scale)
+    rows = len(here)
+    key, value = key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1)
+    return partial_attention(here, key, value, causal=True, scale=scale)
 
 
 def _pick(keys: Keys, own: KeyValue | None, shared: KeyValue) -> KeyValue:

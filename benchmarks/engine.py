@@ -7,7 +7,8 @@ For each pathway (every centre layer, the baseline given) and for the panel of a
 included): `speedup` over the plain way, its least and greatest over the repeats, `peers_speedup`,
 and `bound`, the most that can be asked for: the ratio of token-layers that causality leaves; or,
 where one position or a few are replayed, so that time goes into reading weights, the plain way's
-time over twice the time of reading the replayed layers' weights, if that is less. A plain pass
+time over twice the time of reading the replayed layers' weights, if that is less. `products_s` is
+what the layers' bare matrix products take on these few rows, by the same library. A plain pass
 takes the same time whatever it blocks, so it is timed before and after each run of the engine,
 and multiplied; the peers' pass is timed against it, pair by pair.
 """
@@ -24,6 +25,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from bounds import executed, floor, plain, prefill_cost, products, read_weights
 from cases import (
     BY_NAME,
     PANEL,
@@ -36,15 +38,10 @@ from cases import (
     eager,
     encode,
     engine,
-    executed,
-    floor,
     naive_pass,
     peers_pass,
-    plain,
     plan,
     prefill,
-    prefill_cost,
-    read_weights,
     seconds,
 )
 
@@ -137,6 +134,7 @@ def _pathway(case: Case, pathway: Pathway, repeats: int) -> dict[str, Any]:
     row["bound"] = plain(case, forwards).token_layers / least.token_layers
     row["bound_by"] = "token-layers"
     if set(pathway.targets) <= set(BY_WEIGHTS):
+        row["products_s"] = products(case, job)
         row["read_weights_s"] = sum(read_weights(case, batch.first_layer) for batch in job.batches)
         by_weights = row["plain_s"] / (2 * row["read_weights_s"])
         if by_weights < row["bound"]:
@@ -219,6 +217,12 @@ def show(report: dict[str, Any]) -> None:
             f"{row['speedup_greatest']:8.2f}{row['bound']:9.2f}"
             f"{row['speedup'] / row['bound']:9.0%}{row['peers_speedup']:10.2f}  {row['bound_by']}"
         )
+        if "products_s" in row:
+            share, reads = (row[k] / row["engine_s"] for k in ("products_s", "read_weights_s"))
+            print(
+                f"{'':24}  {share:.0%} of its time is the bare matrix products of its rows; "
+                f"reading the weights alone takes {reads:.0%}"
+            )
     print(f"panel: executed FLOPs {report['panel']['flops_over_bound']:.3f} x the bound; "
           f"largest difference of a probability {report['agreement']:.1e}")  # fmt: skip
     for row in report.get("growth", ()):

@@ -63,6 +63,21 @@ def test_two_parts_make_one_softmax(data, dtype, rows, heads, q, n, size) -> Non
     assert (total[0] - expected).abs().max() <= EXACT[dtype]
 
 
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 3e-3), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("scale", [-40.0, 40.0, 400.0])
+def test_parts_are_merged_whose_scores_no_exponential_holds(dtype, off, scale) -> None:
+    generator = torch.Generator().manual_seed(7)
+    query, *others = (numbers(generator, 2, h, 6, 8, dtype=dtype) for h in (4, 2, 2, 2, 2))
+    first, second = others[:2], others[2:]
+    out, lse = partial_attention(query, *first, causal=False, scale=scale)
+    assert lse.abs().max() > 100
+    total = (out, lse)
+    merge_into(total, partial_attention(query, *second, causal=False, scale=scale))
+    together = [torch.cat([a, b], 2) for a, b in zip(first, second, strict=True)]
+    expected = dense(query, *together, torch.ones(6, 12, dtype=torch.bool), scale)
+    assert (total[0] - expected).abs().max() <= off
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", list(EXACT))
 def test_the_kernel_and_the_plain_products_agree(dtype: torch.dtype, causal: bool) -> None:

@@ -75,7 +75,9 @@ def check(
     from avflow.orchestrator.checking import check_dataset
 
     columns = (TextColumn("media"), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    silent = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=silent) as progress:
         bar = progress.add_task("media", total=None, visible=media)
         found = check_dataset(
             name,

@@ -304,6 +304,7 @@ def test_a_folder_that_is_whole_passes(tmp_path: Path) -> None:
 def test_a_folder_that_is_something_else_is_refused(tmp_path: Path, name: str, says: str) -> None:
     done = avflow("datasets", "check", name, "--root", str(tmp_path))
     assert (done.returncode, says in done.stderr) == (2, True), done.stderr
+    assert done.stderr.startswith("avflow: "), "no bar is drawn into a file"
 
 
 def test_the_list_of_readers_is_what_the_bare_verb_prints() -> None:

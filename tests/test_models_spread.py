@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import salmonn
 import torch
+from accelerate import dispatch_model
 from tiny_models import numbers, same_bits, spec_of
 from torch import nn
 
@@ -20,7 +22,7 @@ from avflow.orchestrator.executors import Died, LocalExecutor, Ready
 from avflow.orchestrator.policy import FailureKind
 from avflow.pathways.layout import LayoutError
 from avflow.workers.actor import ModelWorker
-from avflow.workers.models import describe, frame_tokens_of, load, longest_prompt_of
+from avflow.workers.models import describe, frame_tokens_of, load, longest_prompt_of, video_salmonn2
 from avflow.workers.models.base import (
     Features,
     ModelSpec,
@@ -61,6 +63,21 @@ def test_a_split_model_gives_the_same_numbers(tmp_path: Path) -> None:
     for sample in (sight, match):
         expected = numbers(whole, tmp_path, sample)
         assert same_bits(numbers(split, tmp_path, sample), expected)
+
+
+@pytest.mark.parametrize("rule", ["generate", "train"])
+def test_so_does_a_split_video_salmonn(tmp_path: Path, rule: str) -> None:
+    """Its weights come from a dict, which transformers itself does not offload."""
+    (sight,) = load_samples(tmp_path, seed=0, samples_per_task=1, tasks=("sight",))
+    spec = salmonn.spec_of(salmonn.tiny_checkpoint(tmp_path / "salmonn"), positions=rule)
+    whole, split = load(spec, "cpu"), load(spec, "cpu")
+    placed = device_map(video_salmonn2.parts(split.hf_model), ("cpu", "disk"))
+    placed["model.language_model.layers.0"] = "cpu"  # the sound's encoder is the larger half
+    dispatch_model(split.hf_model, placed, offload_dir=tmp_path / "disk")
+    on_disk = [any(p.is_meta for p in layer.parameters()) for layer in split.decoder.layers]
+    assert any(on_disk), "some layers lie elsewhere than the prompt"
+    assert not all(on_disk)
+    assert same_bits(numbers(split, tmp_path, sight), numbers(whole, tmp_path, sight))
 
 
 @pytest.mark.gpu

@@ -67,8 +67,13 @@ def effective_sweep(
     """The sweep of such masks, on all samples of the tasks that have curves.
 
     `window`: of the curves that say what was found; None if the run has one width alone. Raises
-    ConfigError where the run has no curves to go by.
+    ConfigError where the run has no curves to go by, or not of all centre layers.
     """
+    if any(asked.center_layers != "all" for asked in config.experiments):
+        raise ConfigError(
+            "the run has experiments with `center_layers`: a pathway with an effect may be missed, "
+            "and how many layers to close is not known; take them out"
+        )
     curves = outcome.curves.filter(variant="letter")
     widths = sorted(set(curves["window"]))
     if window is None and len(widths) != 1:

@@ -37,6 +37,7 @@ _LOOKS: Final = (
 )
 _PANELS_A_LINE: Final = 5
 _PANEL_INCHES: Final = (2.7, 2.3)
+_NOTE_LETTERS: Final = 44  # of a panel's width
 _WARNING: Final = "#B00020"
 _UNDATED: Final = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
@@ -141,9 +142,11 @@ def _draw_panel(
     from matplotlib.ticker import MaxNLocator
 
     axes.axhline(0, color="0.6", lw=0.8, zorder=0)
+    absent = []
     for pathway, (colour, style, marker) in zip(pathways, _LOOKS, strict=False):
         line = curves.filter(pl.col("pathway") == pathway.name).sort("center_layer")
         if line.is_empty():
+            absent.append(_arrows(pathway.label))
             continue
         layers = line["center_layer"].to_numpy()
         mean, low, high = (
@@ -155,11 +158,20 @@ def _draw_panel(
         )
     axes.set_title(f"{task.task} ({_sample_count(curves)})", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if caveat(task):
+    if note := caveat(task) or _absence(absent, len(pathways)):
         axes.text(
-            0.5, 0.02, caveat(task), transform=axes.transAxes, ha="center", va="bottom", fontsize=7,
+            0.5, 0.02, note, transform=axes.transAxes, ha="center", va="bottom", fontsize=7,
             color=_WARNING, bbox={"color": "white", "alpha": 0.8, "pad": 1},
         )  # fmt: skip
+
+
+def _absence(absent: Sequence[str], of: int) -> str:
+    """Of a panel whose samples have all ended: lines that the legend has and the panel lacks."""
+    if not absent:
+        return ""
+    if len(absent) == of:
+        return "no curve is stored"
+    return textwrap.fill(f"no curve is stored of {', '.join(absent)}", _NOTE_LETTERS)
 
 
 def _sample_count(curves: pl.DataFrame) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from avflow.orchestrator.config import CellFilter, ExperimentConfig, SweepConfig
-from avflow.orchestrator.data import chosen_tasks, spellings
+from avflow.orchestrator.data import chosen_tasks, names_task
 from avflow.orchestrator.dataset_config import DatasetConfig
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.extras_config import InterventionConfig, ProbeConfig
@@ -64,14 +64,24 @@ def _scoped(config: SweepConfig, scope: _Scope, figure: FigureConfig) -> _Scope 
     datasets = [d for d in held if scope.datasets == "all" or d.name in scope.datasets]
     if not datasets or (scope.models != "all" and figure.model not in scope.models):
         return None
-    known = spellings((d.name, task) for d in datasets for task in chosen_tasks(d) or ())
-    tasks = _both(scope.tasks, figure.tasks)
-    if tasks != "all":
-        tasks = tuple(task for task in tasks if task in known)
+    tasks = _tasks(scope.tasks, figure.tasks, datasets)
     if not tasks:
         return None
     names = tuple(dataset.name for dataset in datasets)
     return scope.model_copy(update={"models": (figure.model,), "datasets": names, "tasks": tasks})
+
+
+def _tasks(
+    scope: str | Sequence[str], figure: str | Sequence[str], datasets: Sequence[DatasetConfig]
+) -> str | tuple[str, ...]:
+    """The tasks that both mean, whichever way each spells them: `TASK` or `DATASET/TASK`."""
+    if isinstance(scope, str) and isinstance(figure, str):
+        return "all"
+    given = {name for names in (scope, figure) if not isinstance(names, str) for name in names}
+    pairs = [(d.name, task) for d in datasets for task in chosen_tasks(d) or ()]
+    both = [pair for pair in pairs if names_task(scope, *pair) and names_task(figure, *pair)]
+    spelled = (f"{d}/{task}" if f"{d}/{task}" in given else task for d, task in both)
+    return tuple(dict.fromkeys(spelled))
 
 
 def _both(one: str | Sequence[str], other: str | Sequence[str]) -> str | tuple[str, ...]:

@@ -166,3 +166,14 @@ def test_both_directions_are_one_candidate_where_they_were_not_looked_at_apart()
 def test_several_windows_ask_for_one(curves: tuple[SweepConfig, Outcome]) -> None:
     with pytest.raises(ConfigError, match="no complete set of curves"):
         effective_sweep(*curves, window=5, draws=1, seed=0)
+
+
+def test_curves_of_some_layers_do_not_say_what_was_found(
+    curves: tuple[SweepConfig, Outcome],
+) -> None:
+    config, outcome = curves
+    some = config.experiments[0].model_copy(update={"center_layers": (0, 1)})
+    with pytest.raises(ConfigError, match="center_layers"):
+        effective_sweep(
+            config.model_copy(update={"experiments": (some,)}), outcome, draws=1, seed=0
+        )

@@ -215,6 +215,19 @@ def test_nothing_stored_is_drawn_as_such(outcome: Outcome) -> None:
         assert "INCOMPLETE: nothing is stored" in figure.get_supxlabel()
 
 
+def test_a_pathway_or_a_width_that_was_not_run_is_said_in_its_panel(outcome: Outcome) -> None:
+    fig8 = next(figure for figure in outcome.figures if figure.name == "fig8")
+    more = fig8.model_copy(
+        update={"windows": (3, 9), "pathways": (("question_to_last", "cross_audio"),)}
+    )
+    drawn = replace(
+        outcome, figures=(more,), panels={"fig8": outcome.panels["fig8"].filter(window=3)}
+    )
+    figure = report_figures(drawn, "fig8")["fig8"]
+    texts = [text.get_text() for axes in figure.get_axes() for text in axes.texts]
+    assert texts == ["no curve is stored of cross-audio", "no curve is stored"]
+
+
 def test_half_a_run_is_drawn_and_says_so(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path / "run")
     paths.root.mkdir()

@@ -219,6 +219,7 @@ def report(
 
 
 def _report(run: Path, *, only: str | None = None, correct: bool = True) -> str:
+    from avflow.orchestrator.errors import StoreError
     from avflow.orchestrator.outcome import read_outcome
     from avflow.orchestrator.paths import RunPaths
     from avflow.orchestrator.report import PAGE, report_folder, words, write_only, write_report
@@ -226,9 +227,16 @@ def _report(run: Path, *, only: str | None = None, correct: bool = True) -> str:
 
     paths = RunPaths(run)
     outcome = read_outcome(paths, stored_config(paths), correct=correct)
-    if only is not None:
-        return "\n".join(str(path) for path in write_only(paths, outcome, only))
-    write_report(paths, outcome)
+    try:
+        if only is not None:
+            return "\n".join(str(path) for path in write_only(paths, outcome, only))
+        write_report(paths, outcome)
+    except OSError as error:
+        folder = report_folder(paths, outcome)
+        raise StoreError(
+            f"{folder}: the report can't be written: {error}. The results are stored: once that is "
+            f"mended, `avflow report {run}`"
+        ) from error
     page = report_folder(paths, outcome) / PAGE
     return f"\nWhat was found:\n{words(outcome)}\n\nreport:   {page}"
 

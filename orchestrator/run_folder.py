@@ -66,7 +66,10 @@ def stored_config(paths: RunPaths) -> SweepConfig:
 
 
 def record_session(paths: RunPaths, plan: Plan, argv: Sequence[str]) -> None:
-    """Add a line to provenance.jsonl: versions, code, hosts, what was asked for."""
+    """Add a line to provenance.jsonl: versions, code, hosts, what was asked for.
+
+    Raises ConfigError when it can't be written.
+    """
     line = {
         "at": _now(),
         "argv": list(argv),
@@ -82,10 +85,13 @@ def record_session(paths: RunPaths, plan: Plan, argv: Sequence[str]) -> None:
         "datasets": {name: _as_read(loaded) for name, loaded in plan.datasets.items()},
         "counts": asdict(plan.counts()),
     }
-    with paths.provenance.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with paths.provenance.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ConfigError(f"run folder {paths.root} can't be written: {error}") from error
 
 
 def _as_read(loaded: LoadedDataset) -> dict[str, object]:

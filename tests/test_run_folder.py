@@ -143,6 +143,15 @@ def test_an_unwritable_run_folder_is_a_configuration_error(tmp_path: Path) -> No
         pass
 
 
+def test_a_disk_that_fills_up_before_the_first_sample_is_said_to_be_full(
+    paths: RunPaths, plan: Plan
+) -> None:
+    claim(paths, plan)
+    paths.provenance.symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"can't be written: .*No space left"):
+        record_session(paths, plan, ["avflow"])
+
+
 def test_a_folder_that_is_no_run_is_said_to_be_none(
     tmp_path: Path, paths: RunPaths, plan: Plan
 ) -> None:

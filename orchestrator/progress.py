@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from avflow.orchestrator.errors import ConfigError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichBars
@@ -188,11 +190,39 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class _LogFile(logging.FileHandler):
+    """One that ends no sweep: that it can't be written (a full disk) is said once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self._say(sys.exc_info()[1])
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            self._say(error)
+
+    def _say(self, error: BaseException | None) -> None:
+        if not self._said:
+            self._said = True
+            print(f"warning: {self.baseFilename} can't be written: {error}", file=sys.stderr)
+
+
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Write what avflow logs meanwhile to `path`, as JSON lines. Its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Write what avflow logs meanwhile to `path`, as JSON lines. Its folder is made.
+
+    Raises ConfigError when the file can't be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _LogFile(path)
+    except OSError as error:
+        raise ConfigError(f"{path} can't be written: {error}") from error
     handler.setFormatter(_JsonLines())
     logger = logging.getLogger("avflow")
     level, propagates = logger.level, logger.propagate

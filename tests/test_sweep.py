@@ -269,3 +269,14 @@ def test_the_log_is_json_lines_and_leaves_logging_as_it_was(tmp_path: Path) -> N
     logger.warning("later")
     (line,) = map(json.loads, (tmp_path / "logs" / "a.jsonl").read_text().splitlines())
     assert (line["message"], line["level"], line["worker"]) == ("what happened", "warning", "w1")
+
+
+def test_a_log_that_can_t_be_written_is_said_once_and_ends_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with log_file(Path("/dev/full")):
+        for n in range(3):
+            logging.getLogger("avflow.somewhere").warning("%d", n)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "/dev/full can't be written: [Errno 28]" in said

@@ -2,8 +2,9 @@
 
 A pathway hurts (or helps) a task at a layer where the mean change is over 5%, its 95% band excludes
 zero, and so does the test, at 5% after correction over the curve's centre layers; it spares a task
-that changes by no more than that anywhere. The number given is the largest change of the mean at
-such a layer, with its band; layers are window centres. Nothing is corrected for the many curves.
+whose bands stay within 5% at every layer; all else is unclear. The number given is the largest
+change of the mean at such a layer; layers are window centres. Nothing is corrected for the many
+curves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,15 +51,19 @@ def has_effect() -> pl.Expr:
 
 def effects(curves: pl.DataFrame) -> pl.DataFrame:
     """A row a curve, sorted by CURVE: `peak`, the mean change furthest from zero among the layers
-    that have an effect (null where none has), `layers`, those of the peak's sign, and `largest`,
-    the size of the largest mean change, sure or not."""
+    that have an effect (null where none has), `layers`, those of the peak's sign, and `reach`, how
+    far from zero the band gets at any layer."""
     effect = has_effect()
     peak = pl.col("mean").filter(effect).sort_by(pl.col("mean").filter(effect).abs()).last()
     at = pl.col("center_layer").filter(effect & (pl.col("mean").sign() == peak.sign()))
     return (
         curves.sort(*CURVE, "center_layer").group_by(CURVE, maintain_order=True)
-        .agg(peak=peak, layers=at, largest=pl.col("mean").abs().max())
+        .agg(peak=peak, layers=at, reach=_reach())
     )  # fmt: skip
+
+
+def _reach() -> pl.Expr:
+    return pl.max_horizontal(pl.col("low").abs(), pl.col("high").abs()).max()
 
 
 def verdicts(curves: pl.DataFrame) -> pl.DataFrame:
@@ -93,9 +98,8 @@ def verdicts(curves: pl.DataFrame) -> pl.DataFrame:
             .when(small).then(pl.lit("little")).otherwise(pl.lit("unclear")),
         )
     )  # fmt: skip
-    reach = pl.max_horizontal(pl.col("low").abs(), pl.col("high").abs()).max()
     rows = pl.concat([sure.drop("sign").select(other.columns), other])
-    rows = rows.join(curves.group_by(CURVE).agg(reach=reach), on=CURVE)
+    rows = rows.join(curves.group_by(CURVE).agg(reach=_reach()), on=CURVE)
     spelled = [", ".join(intervals(layers)) for layers in rows["held"].to_list()]
     named = rows.with_columns(layers=pl.Series(spelled, dtype=pl.String)).drop("held")
     return named.sort(*CURVE, "verdict")
@@ -128,8 +132,9 @@ def _sentence(curves: pl.DataFrame) -> str:
         if tasks:
             parts.append(f"{verb} {', '.join(tasks)}")
     none = [row for row in rows if row["peak"] is None]
-    spared = [row["task"] for row in none if row["largest"] <= THRESHOLD]
-    unclear = [row["task"] for row in none if row["largest"] > THRESHOLD]
+    close = [row["reach"] is not None and row["reach"] <= THRESHOLD for row in none]
+    spared = [row["task"] for row, is_close in zip(none, close, strict=True) if is_close]
+    unclear = [row["task"] for row, is_close in zip(none, close, strict=True) if not is_close]
     if spared:
         parts.append(f"spares {'all' if len(spared) == len(rows) > 1 else ', '.join(spared)}")
     if unclear:

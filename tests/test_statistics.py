@@ -220,6 +220,7 @@ def test_findings_say_who_is_hurt_helped_and_spared_and_where() -> None:
     sound = noise + np.array([0, 0, 0.3, 0, 0, 0])
     spared = noise - 0.04  # sure, but small
     unclear = np.array([[-2.0], [2.0], [-1.5], [1.1]])  # large, but unsure
+    loose = np.array([[-0.2], [0.2], [-0.15], [0.17]])  # a small mean, and a wide band
     table = curve_table(
         pl.concat(
             [
@@ -227,15 +228,16 @@ def test_findings_say_who_is_hurt_helped_and_spared_and_where() -> None:
                 cells(sound, task="sound"),
                 cells(spared, task="align"),
                 cells(unclear, task="order"),
+                cells(loose, task="other"),
             ]
         )
     )
     (line,) = findings(table)
     assert line == (
         "video -/-> question: hurts sight by 80% (layers 0-1, 5); "
-        "helps sound by 30% (layer 2); spares align; unclear for order"
+        "helps sound by 30% (layer 2); spares align; unclear for order, other"
     )
-    assert effects(table)["peak"].null_count() == 2
+    assert effects(table)["peak"].null_count() == 3
 
 
 def test_findings_are_headed_by_model_where_there_are_several() -> None:

@@ -10,7 +10,7 @@ from stored_run import INFO, config, make_plan, sample, sample_done
 from avflow.orchestrator.accuracy import intervention_words
 from avflow.orchestrator.data import LoadedDataset, fingerprint
 from avflow.orchestrator.errors import ConfigError
-from avflow.orchestrator.extras_figures import probe_figures
+from avflow.orchestrator.extras_figures import portrait_figure, probe_figures
 from avflow.orchestrator.extras_results import (
     attention_map,
     intervention_table,
@@ -188,6 +188,28 @@ def test_the_report_draws_and_lists_what_was_asked(run: Path) -> None:
     np.testing.assert_allclose(lines["video"], [0.25])  # of 0, 0.25 and 0.5
     np.testing.assert_allclose(lines["last"], [0.5])
     np.testing.assert_allclose(lines["other"], [0.25])  # the rest, so that shares add up to 1
+
+
+def test_a_map_norms_and_sinks_are_drawn_as_they_are_stored(run: Path) -> None:
+    paths = RunPaths(run)
+    rows = read_outcome(paths, stored_config(paths)).portraits
+    figure = portrait_figure("attention_map", rows, "map")
+    assert "sample sight-0" in figure.get_suptitle()
+    (image,) = figure.get_axes()[0].get_images()
+    drawn = np.ma.filled(np.ma.asarray(image.get_array()), np.nan)
+    np.testing.assert_allclose(drawn[np.tril_indices(3)], [0, 20, 20.2, 40, 40.2, 40.4])
+    assert np.isnan(drawn[0, 1])  # what causality closes is not drawn
+    (line,) = portrait_figure("sinks", rows, "sinks").get_axes()[0].get_lines()
+    assert line.get_label() == "system, position 3"
+    assert sorted(map(tuple, np.asarray(line.get_xydata()).tolist())) == [(5, 500), (9, 900)]
+    norms = pl.DataFrame(
+        [("norms", "s", 0, 3, "video", 2.5), ("norms", "s", 0, 4, "audio", 7.0)],
+        schema=["probe", "sample_id", "layer", "position", "group", "value"],
+        orient="row",
+    )
+    dots = portrait_figure("norms", norms, "norms").get_axes()[0].collections
+    points = np.concatenate([np.asarray(part.get_offsets()) for part in dots])
+    assert points.tolist() == [[3, 2.5], [4, 7.0]]
 
 
 def test_a_run_without_extras_has_empty_tables(tmp_path: Path) -> None:

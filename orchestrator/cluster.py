@@ -6,10 +6,14 @@ The one module that touches Ray's private parts.
 import logging
 import os
 import secrets
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from avflow.orchestrator.errors import ConfigError, SweepAborted
 
+_BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")  # where `ray up` puts it, on the head
 _TAIL_LINES = 40
 _TAIL_BYTES = 16_384
 _TAIL_PATIENCE_S = 10.0
@@ -88,10 +92,39 @@ def cluster_room(avoided: frozenset[str] = frozenset()) -> tuple[tuple[int, ...]
         if node["Alive"] and node["NodeID"] not in avoided
     ]
     gpus = [int(node["GPU"]) for node in nodes if node.get("GPU")]
-    later = state.get_max_resources_from_cluster_config() or {}
-    if (more := int(later.get("GPU", 0)) - sum(gpus)) > 0:
+    later = state.get_max_resources_from_cluster_config() or {}  # KubeRay's alone
+    most = max(int(later.get("GPU", 0)), _launched_gpus())
+    if (more := most - sum(gpus)) > 0:
         gpus.append(more)
     return tuple(gpus), int(sum(node.get("CPU", 0) for node in nodes))
+
+
+def _launched_gpus() -> int:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    if address.startswith("127."):  # Ray of this machine's own, which nothing adds to
+        return 0
+    return most_gpus(_BOOTSTRAP.expanduser())
+
+
+def most_gpus(bootstrap: Path) -> int:
+    """GPUs that the autoscaler of `ray up` may have at a time; 0 without its file.
+
+    Ray itself does not say. The file lies on the cluster's head, where the driver runs.
+    """
+    if not bootstrap.is_file():
+        return 0
+    config = yaml.safe_load(bootstrap.read_text(encoding="utf-8"))
+    room, gpus = int(config["max_workers"]), 0
+    kinds = [
+        (int((kind.get("resources") or {}).get("GPU", 0)), int(kind.get("max_workers", room)))
+        for kind in config["available_node_types"].values()
+    ]
+    for each, count in sorted(kinds, reverse=True):
+        taken = min(room, count)
+        gpus, room = gpus + each * taken, room - taken
+    return gpus
 
 
 def actor_place(actor: Any) -> tuple[str, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from avflow.orchestrator.cluster import start_ray
+from avflow.orchestrator.cluster import most_gpus, start_ray
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.results import status
 
@@ -42,6 +42,18 @@ def test_a_cluster_that_is_there_is_not_joined_by_accident(monkeypatch: pytest.M
     monkeypatch.delenv("RAY_ADDRESS")
     start_ray(None)
     assert [options["address"] for options in asked] == ["auto", "local"]
+
+
+def test_gpus_that_the_autoscaler_may_add_are_known(tmp_path: Path) -> None:
+    """Else a sweep on a fresh cluster, whose GPUs are yet to come, would run on the head's CPUs."""
+    assert most_gpus(CLUSTER) == 8
+    assert most_gpus(tmp_path / "none") == 0
+    config = yaml.safe_load(CLUSTER.read_text())
+    config["available_node_types"]["large"] = {"resources": {"GPU": 4}, "max_workers": 1}
+    config["available_node_types"]["plain"] = {}
+    file = tmp_path / "ray_bootstrap_config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    assert most_gpus(file) == 4 + 7, "eight machines in all"
 
 
 def test_no_node_takes_rays_own_image() -> None:

@@ -116,11 +116,11 @@ def check(
         if not as_json:
             where = f" ({one.sample})" if one.sample else ""
             print(f"{one.result:8}{one.name}{where}: {one.reason}", flush=True)
-    failed = sum(one.result == "failed" for one in found)
+    failed, skipped = (sum(one.result == r for one in found) for r in ("failed", "skipped"))
     if as_json:
         print(json.dumps({"family": spec.family, "checks": [asdict(one) for one in found]}))
     else:
-        print(f"\n{len(found)} checks, {failed} failed")
+        print(f"\n{len(found)} checks, {failed} failed" + (f", {skipped} skipped" * bool(skipped)))
     raise typer.Exit(ExitStatus.WITH_FAILURES if failed else ExitStatus.DONE)
 
 

@@ -123,7 +123,7 @@ def test_the_pages_family_passes_the_suite(
     samples = [pictures(), pictures(2, sample_id="s2", answer=0, correct_candidate=0)]
     cases = [Case(sample=s, media=decode_sample(root, s, model.media_spec)) for s in samples]
     found = list(conformance(model, cases))
-    assert [c for c in found if c.result != "passed"] == []
+    assert [c for c in found if c.result not in ("passed", "skipped")] == []
     assert {c.sample for c in found} == {"s1", "s2", None}
 
 

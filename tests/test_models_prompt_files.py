@@ -128,6 +128,25 @@ def test_what_is_missing_is_named_when_planning(
         describe(spec(family, folder))
 
 
+@pytest.mark.parametrize(
+    ("family", "file"),
+    [
+        ("qwen2_5_omni", "tokenizer_config.json"),
+        ("qwen2_5_omni", "tokenizer.json"),
+        ("qwen2_5_omni", "processor_config.json"),
+        ("qwen2_5_omni", "chat_template.jinja"),
+        ("video_salmonn2", "tokenizer.json"),
+    ],
+)
+def test_they_are_part_of_what_a_checkpoint_is(
+    copy: Callable[[str], Path], family: str, file: str
+) -> None:
+    folder = copy(family)
+    before = describe(spec(family, folder)).digest
+    (folder / file).write_text((folder / file).read_text() + "\n")
+    assert describe(spec(family, folder)).digest != before
+
+
 # What `git clone` leaves of a large file where git-lfs is not installed.
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 11422654\n"
 

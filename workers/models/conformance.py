@@ -44,7 +44,7 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 3e-2}
 _LEAST = 1e-30  # probabilities below are none
 
 Result = Literal["passed", "failed", "refused", "skipped"]
-_Answer = tuple[bool, str]
+_Answer = tuple[bool | None, str]  # None: there was nothing to ask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,8 @@ def _asked(name: str, sample: str | None, ask: Callable[[], _Answer]) -> Check:
         passed, reason = ask()
     except Exception as error:
         return _failed(name, sample, error)
-    return Check(name=name, sample=sample, result="passed" if passed else "failed", reason=reason)
+    result: Result = "skipped" if passed is None else "passed" if passed else "failed"
+    return Check(name=name, sample=sample, result=result, reason=reason)
 
 
 def _failed(name: str, sample: str | None, error: Exception) -> Check:
@@ -224,7 +225,9 @@ def _answers_in_form(model: LoadedModel, ran: Ran) -> _Answer:
     if letter is not None:
         counted = model.token_text(tokens[LETTERS.index(letter)])
         return False, f"the model answers {text!r}; counted is {counted!r}, another token"
-    return True, f"top-1 is {text!r}" + ("" if top in tokens else ", no option's letter")
+    if top not in tokens:
+        return None, f"top-1 is {text!r}, no option's letter: it says nothing of their form"
+    return True, f"top-1 is {text!r}"
 
 
 _OF_A_CASE: dict[str, Callable[[LoadedModel, Ran], _Answer]] = {

@@ -275,6 +275,17 @@ def test_probes_take_no_pass_of_their_own_and_change_nothing(model: InMemory) ->
             assert mine.p_base == theirs.p_base
 
 
+@pytest.mark.parametrize("budget", [2**18, 2**30])
+def test_the_token_layers_that_are_counted_are_those_that_are_run(
+    model: InMemory, budget: int
+) -> None:
+    names = ("cross_frame", "video_to_question", "question_to_last", "video_to_last")
+    spec = asking(*TABLE_1, *PROBES, curves=[curve(n) for n in names], byte_budget=budget)
+    events, calls = positions_run(model, spec)
+    assert isinstance(events[-1], SampleDone)
+    assert events[-1].token_layers == sum(positions for _, positions in calls)
+
+
 def test_a_unit_of_probes_alone_runs_one_pass(model: InMemory) -> None:
     events, calls = positions_run(model, asking(*PROBES))
     assert calls == [(layer, model.layout.n_tokens) for layer in range(N_LAYERS)]

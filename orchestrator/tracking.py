@@ -21,6 +21,7 @@ import logging
 import os
 import shutil
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -175,8 +176,10 @@ class _Shelf:
 
 
 def _open_shelf(uri: str, paths: RunPaths, config: SweepConfig, created_ms: int) -> _Shelf:
-    client = connect(uri)
     own_store = config.mlflow.tracking_uri is None
+    if own_store and not paths.mlflow.exists():
+        _make_store(paths)
+    client = connect(uri)
     experiment = client.get_experiment_by_name(config.name)
     if experiment is None:
         location = f"{_PROXIED}{slug(config.name)}" if own_store else None
@@ -198,6 +201,19 @@ def _open_shelf(uri: str, paths: RunPaths, config: SweepConfig, created_ms: int)
         artifacts=paths.mlflow_artifacts if own_store else None,
         held=held,
     )
+
+
+def _make_store(paths: RunPaths) -> None:
+    """A new store gets its name when it is whole: MLflow can never go on with one whose tables a
+    kill, or a full disk, left half made."""
+    paths.temporary.mkdir(parents=True, exist_ok=True)
+    draft = paths.temporary / f"{uuid.uuid4().hex}.tmp"
+    try:
+        connect(f"sqlite:///{draft.resolve().as_posix()}")
+        draft.replace(paths.mlflow)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _runs(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Run]:

@@ -324,6 +324,26 @@ def test_a_server_that_is_down_is_a_clear_error_and_costs_nothing(
     assert read(paths.root).height == make_plan().counts().cells
 
 
+def test_a_store_that_could_not_be_made_whole_leaves_none_behind(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan()
+    run_session(paths, plan, lambda unit: True)
+    paths.mlflow.unlink(missing_ok=True)
+
+    def half(uri: str) -> MlflowClient:
+        Path(uri.removeprefix("sqlite:///")).write_bytes(b"some tables")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("avflow.orchestrator.tracking.connect", half)
+        with pytest.raises(TrackingError, match="No space left"):
+            publish(paths, plan.config)
+    assert not paths.mlflow.exists()
+    assert not list(paths.temporary.glob("*.tmp"))
+    assert publish(paths, plan.config).created > 0
+
+
 def test_a_wrong_baseline_is_counted_and_has_no_curve(paths: RunPaths) -> None:
     plan = make_plan()
     claim(paths, plan)

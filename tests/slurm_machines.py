@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "nsenter", "ip", "setpriv")
-NAMES = ("n1", "n2")
+NAMES = ("n1", "n2", "n3")
 OWN = "/run /dev/shm /var/spool /var/lib/slurm /var/lib/munge /var/log"
 CONFIG = """
 ClusterName=test
@@ -84,36 +84,44 @@ class Machine:
 
 
 @contextmanager
-def slurm(folder: Path) -> Iterator[tuple[Machine, Machine]]:
-    """Two machines with a running SLURM, its files in `folder`; the first has the controller."""
-    (folder / "hosts").write_text("127.0.0.1 localhost\n10.77.0.1 n1\n10.77.0.2 n2\n")
+def slurm(folder: Path) -> Iterator[list[Machine]]:
+    """Three machines with a running SLURM, its files in `folder`; the first has the controller."""
+    hosts = "".join(f"{_address(number)} {name}\n" for number, name in enumerate(NAMES, 1))
+    (folder / "hosts").write_text(f"127.0.0.1 localhost\n{hosts}")
     (folder / "etc").mkdir()
     names = ",".join(NAMES)
     (folder / "etc" / "slurm.conf").write_text(CONFIG.format(names=names, cpus=os.cpu_count()))
     prepare = f"mkdir -p /etc/slurm {OWN}\nfor d in {OWN}; do mount -t tmpfs tmpfs $d; done\n"
     prepare += f"mount --bind {folder}/hosts /etc/hosts; mount --bind {folder}/etc /etc/slurm"
-    machines = []
+    machines: list[Machine] = []
     try:
-        machines = [first, second] = [Machine(name, prepare) for name in NAMES]
-        _connect(first, second)
-        for machine in machines:
-            _start_daemons(machine, controls=machine is first)
-        wait_for(lambda: first.run("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2", 60)
-        yield first, second
+        for name in NAMES:
+            machines.append(Machine(name, prepare))
+            _connect(machines)
+            _start_daemons(machines[-1], controls=len(machines) == 1)
+        ready = str(len(NAMES))
+        wait_for(lambda: machines[0].run("sinfo", "-ht", "idle", "-o", "%D").strip() == ready, 60)
+        yield machines
     finally:
         for machine in machines:
             machine.pull_the_plug()
 
 
-def _connect(first: Machine, second: Machine) -> None:
-    """A switch in the first machine, so that it keeps its address when the second one is gone."""
-    first.run("ip", "link", "add", "name", "lan", "type", "bridge")
-    cable = f"ip link add cable netns {first.pid} type veth peer name lan netns {second.pid}"
-    subprocess.run(cable.split(), check=True)
-    first.run("ip", "link", "set", "cable", "master", "lan", "up")
-    for number, machine in enumerate((first, second), 1):
-        machine.run("ip", "addr", "add", f"10.77.0.{number}/24", "dev", "lan")
-        machine.run("ip", "link", "set", "lan", "up")
+def _address(number: int) -> str:
+    return f"10.77.0.{number}"
+
+
+def _connect(machines: list[Machine]) -> None:
+    """Give the last one its address; the first one is the switch, so that others may vanish."""
+    first, new = machines[0], machines[-1]
+    if new is first:
+        first.run("ip", "link", "add", "name", "lan", "type", "bridge")
+    else:
+        cable = f"ip link add {new.name} netns {first.pid} type veth peer name lan netns {new.pid}"
+        subprocess.run(cable.split(), check=True)
+        first.run("ip", "link", "set", new.name, "master", "lan", "up")
+    new.run("ip", "addr", "add", f"{_address(len(machines))}/24", "dev", "lan")
+    new.run("ip", "link", "set", "lan", "up")
 
 
 def _start_daemons(machine: Machine, *, controls: bool) -> None:

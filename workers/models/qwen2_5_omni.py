@@ -241,11 +241,10 @@ def _positions(hf: Any, prepared: Prepared) -> Tensor:
     """int64 [3, 1, N]: time, height, width. On the CPU, with every argument given.
 
     Left out, `attention_mask`, `use_audio_in_video` or the seconds a frame pair would change the
-    result without a word; `rope_deltas` would carry over to the next prompt.
+    result without a word. What a prompt before has left in the model (`rope_deltas`) is not read.
     """
     inputs = prepared.tensors
     mel = inputs.get("feature_attention_mask")
-    (hf.model if hasattr(hf.model, "rope_deltas") else hf).rope_deltas = None
     positions, _ = hf.get_rope_index(
         inputs["input_ids"],
         image_grid_thw=inputs.get("image_grid_thw"),

@@ -95,7 +95,7 @@ def run(root: Path, strike: Strike, budgets: Budgets | None = None, fault: str =
     return notes.failures
 
 
-@pytest.mark.parametrize("retries", [2, 0])
+@pytest.mark.parametrize("retries", [1, 0])
 def test_a_node_that_dies_while_it_decodes(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retries: int
 ) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from avflow.workers.models.base import ModelSpec
 
 
-DECODE_RETRIES = 2
+DECODE_RETRIES = 1
 
 
 class ModelWorker:

@@ -94,6 +94,19 @@ def test_videos_keep_to_2_frames_a_second_128_frames_and_144_tokens(
         assert tokens[0] > 100
 
 
+def test_without_a_number_frames_keep_to_what_the_processor_gives_a_frame(tmp_path: Path) -> None:
+    """The released file is made for images: it would allow 16,384 tokens a frame."""
+    folder = build_tiny_checkpoint(tmp_path / "omni", n_layers=1)
+    file = folder / "processor_config.json"
+    processor = json.loads(file.read_text())
+    for part in ("image_processor", "video_processor"):
+        processor[part]["size"] = {"shortest_edge": 3136, "longest_edge": 12_845_056}
+    file.write_text(json.dumps(processor))
+    found = load(spec_of(folder, frame_tokens=None, image_tokens=None), "cpu").media_spec
+    assert (found.frame_min_pixels, found.frame_max_pixels) == (3136, 768 * 28 * 28)
+    assert found.image_max_pixels == 12_845_056
+
+
 def test_images_keep_to_576_tokens(model: Any, tmp_path: Path) -> None:
     sizes = ((2000, 1500), (60, 60), (100, 3000))
     for number, size in enumerate(sizes):

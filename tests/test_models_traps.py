@@ -4,6 +4,7 @@ Every test springs its trap first (the numbers do change), so that it would noti
 fell into it.
 """
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from avflow.datasets.media import MediaError, decode_sample
 from avflow.datasets.testbed.samples import load as load_samples
+from avflow.pathways.layout import LayoutError
 from avflow.workers.models import load
 from avflow.workers.models.base import Prepared, UnsupportedModelError, embed
 from avflow.workers.models.conformance import Case, conformance
@@ -90,6 +92,44 @@ def test_seconds_per_frame_pair_are_those_of_the_frames(model: Any, root: Path) 
     deaf = replace(model.maker, processor=Deaf(model.maker.processor))
     with pytest.raises(MediaError, match=r"10 frame pairs of 1\.0 s, sampled were 10\.0 of 0\.5 s"):
         prepare(deaf, sample, media)
+
+
+def test_a_sound_whose_positions_fall_on_frames_is_refused(
+    model: Any, prepared: Prepared, root: Path
+) -> None:
+    """Processor and model cut a video into chunks separately; here by different lengths."""
+    config = copy.deepcopy(model.maker.config)
+    config.seconds_per_chunk = 2
+    media = decode_sample(root, prepared.sample, model.media_spec)
+    woven = prepare(replace(model.maker, config=config), prepared.sample, media)
+    assert woven.tensors["input_ids"].shape == prepared.tensors["input_ids"].shape
+    with pytest.raises(LayoutError, match="cut the video and its sound into different chunks"):
+        embed(model, woven)
+
+
+class Opening:
+    """A processor that opens each prompt with a token of its own, as some tokenizers do."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, **arguments: Any) -> Any:
+        batch = self.processor(**arguments)
+        ids = batch["input_ids"]
+        batch["input_ids"] = torch.cat([ids[:, :1], ids], dim=1)
+        return batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.processor, name)
+
+
+def test_tokens_that_are_not_where_the_text_says_are_refused(
+    model: Any, prepared: Prepared, root: Path
+) -> None:
+    opening = replace(model.maker, processor=Opening(model.maker.processor))
+    media = decode_sample(root, prepared.sample, model.media_spec)
+    with pytest.raises(LayoutError, match="reads the expanded prompt otherwise"):
+        prepare(opening, prepared.sample, media)
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "maskless", "sdpa_paged"])

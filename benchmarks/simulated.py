@@ -3,7 +3,7 @@
 import heapq
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -49,34 +49,36 @@ class _Worker:
 
 
 class Simulated:
-    """An executor whose workers do nothing for as long as `unit_s` draws.
+    """An executor whose workers do nothing for as long as a unit takes by `seconds`.
 
     Events come when their time has come, on `clock`. A worker dies over a unit at
-    `deaths_an_hour`, and loads again in `load_s`.
+    `deaths_an_hour`, and another one loads in `load_s`.
     """
 
     def __init__(
-        self, workers: int, unit_s: Callable[[], float], clock: "Clock", *,
+        self, workers: int, seconds: Mapping[str, float], clock: "Clock", *,
         load_s: float = 0.0, deaths_an_hour: float = 0.0, seed: int = 0,
     ) -> None:  # fmt: skip
-        self.most, self.unit_s, self.clock, self.load_s = workers, unit_s, clock, load_s
+        self.most, self.seconds, self.clock, self.load_s = workers, seconds, clock, load_s
         self.rng, self.deaths_an_hour = random.Random(seed), deaths_an_hour
         self.numbers = np.random.default_rng(seed)
         self.workers: dict[str, _Worker] = {}
         self.due: list[tuple[float, int, ExecutorEvent]] = []
         self.idle_s = 0.0  # of workers that had nothing, while there was something to do
-        self.n, self.busy_s, self.deaths, self.curves, self.waited_s = 0, 0.0, 0, 0, 0.0
+        self.busy_s, self.lost_s, self.loading_s = 0.0, 0.0, 0.0  # lost: over what killed
+        self.n, self.deaths, self.waited_s = 0, 0, 0.0
 
     def has_room(self, gpus: int) -> bool:
         return len(self.workers) < self.most
 
     def start_worker(self, worker: str, spec: Any, gpus: int) -> None:
         ready = self.clock.now() + self.load_s
+        self.loading_s += self.load_s
         self.workers[worker] = _Worker(node=f"n{self.n % max(1, self.most // 8)}", free_at=ready)
         self._at(ready, Ready(worker=worker, where=f"h:{worker}", node=self.workers[worker].node))
 
     def submit(self, worker: str, unit: UnitSpec) -> None:
-        known, took = self.workers[worker], self.unit_s()
+        known, took = self.workers[worker], self.seconds[unit.unit_id]
         begins = max(self.clock.now(), known.free_at)
         self.idle_s += begins - known.free_at
         due = [curve for curve in unit.curves if curve.key in unit.wanted]
@@ -92,6 +94,7 @@ class Simulated:
             text = "simulated"
             died = Died(worker=worker, kind=FailureKind.WORKER_DEATH, message=text, node=known.node)
             self._at(begins + took, died)
+            self.lost_s += took
             return
         self._at(begins + took, Yielded(worker=worker, event=sample_done(unit)))
         self._at(begins + took, Ended(worker=worker, unit_id=unit.unit_id))

@@ -29,7 +29,7 @@ from avflow.workers.models.video_salmonn2_positions import (
     position_ids,
     sounds_after,
 )
-from avflow.workers.models.video_salmonn2_prompt import PromptMaker, prepare, prompt_maker
+from avflow.workers.models.video_salmonn2_prompt import PromptMaker, prepare, prompt_maker, see
 
 LAYOUTS: list[dict[str, Any]] = json.loads((RECORDED / "layout_cases.json").read_text())
 DATA: dict[str, dict[str, Any]] = json.loads((RECORDED / "data_cases.json").read_text())
@@ -226,6 +226,31 @@ def test_frames_run_from_the_first_to_the_last(n_source: int, rate: float) -> No
     assert len(times) == len(indices)
     assert spacing * len(times) == pytest.approx(duration)
     assert times[-1] < duration
+
+
+def test_a_short_videos_frames_have_the_pixels_that_fewer_frames_leave() -> None:
+    """280 x 504 pixels are more than 61,250, and less than a sixteenth of what all may have."""
+    by = maker()
+    tensors = see(by.frames, pictures(list(range(16)), 280, 504), by.media_spec)
+    assert tensors["video_grid_thw"].tolist() == [[8, 20, 36]]
+
+
+def test_what_is_heard_between_two_frame_pairs_is_one_chunk() -> None:
+    medium = DecodedMedia(
+        kind="video",
+        frames=pictures(list(range(8)), 56, 56),
+        waveform=wave(8 * RATE),
+        frame_times=(),
+        seconds_per_frame=1.0,
+        duration=8.0,
+        notes=(),
+    )
+    layout = prepare(maker(), sample_of(), [medium]).layout
+    media = ("frame", "audio_chunk", "audio_padding")
+    assert [(s.name, s.stop - s.start) for s in layout.segments if s.kind in media] == [
+        *(part for i in range(4) for part in ((f"frame:{i}", 4), (f"audio_chunk:{i}", 4))),
+        ("audio_padding", 60 - 16),
+    ]
 
 
 @pytest.mark.parametrize("n_frames", [16, 40, 767, 768])

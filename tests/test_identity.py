@@ -39,7 +39,7 @@ CLASSIFIED = {
     "ExperimentConfig": {
         "identity": "models datasets tasks pathways windows center_layers samples option_span "
         "include exclude",
-        "run time": "name",
+        "run time": "name all_pathways",
     },
     "PathwayConfig": {"identity": "name layout sources targets direction", "run time": ""},
     "RetryConfig": {

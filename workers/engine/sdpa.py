@@ -43,14 +43,14 @@ def _squares(
 ) -> Part:
     """Each run's queries over themselves, in float32 or better."""
     exact = torch.float64 if query.dtype == torch.float64 else torch.float32
-    parts = (_square(square, query, own, shared, scale) for square in reads.squares)
     if len(reads.squares) == 1:
-        ((part, part_lse),) = parts
-        return part.to(exact), part_lse
+        out, lse = _square(reads.squares[0], query, own, shared, scale)
+        return out.to(exact), lse
     rows, heads, q, d = query.shape
     out = query.new_empty(rows, q, heads, d, dtype=exact).transpose(1, 2)  # as callers lay it out
     lse = query.new_empty(rows, heads, q, dtype=exact)
-    for square, part in zip(reads.squares, parts, strict=True):
+    for square in reads.squares:
+        part = _square(square, query, own, shared, scale)
         out[:, :, square.queries], lse[:, :, square.queries] = part
     return out, lse
 

@@ -283,6 +283,7 @@ _LOOK_EVERY_S = 5.0
 _CANCEL_S = 10.0
 _VERDICT_S = 40.0
 _MOMENT_S = 0.1
+_HUNG = "decoding hung, or waited for a free CPU, for unit_deadline_s; it was ended"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _CLASS_OF = re.compile(r"^([a-z_]\w*\.)+(?=[A-Z]\w*: )")  # the modules before an error's class
 _RAISED = frozenset({FailureKind.FATAL, FailureKind.LOAD, FailureKind.UNSUPPORTED})
@@ -351,7 +352,7 @@ def _decode_crash(flight: _Flight, error: Exception) -> UnitFailure:
     if isinstance(error, _media_gone()):
         return replace(failure, error=NODE_LOST)
     if flight.given_up is not None:
-        return replace(failure, error="TimeoutError", message="decoding hung, and was ended")
+        return replace(failure, error="TimeoutError", message=_HUNG)
     if isinstance(error, exceptions.OutOfMemoryError):
         return replace(failure, error="MemoryError")
     return failure

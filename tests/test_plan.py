@@ -1,6 +1,7 @@
 """The plan: which jobs and units follow from a sweep file, and that nothing else changes them."""
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -240,9 +241,8 @@ def test_golden_job_ids() -> None:
 def test_the_resolved_config_gives_the_same_plan() -> None:
     built = plan(execution={"limit": 2})
     resolved = SweepConfig.model_validate_json(built.config.model_dump_json())
-    assert "all" not in to_yaml(built.config.model_copy(update={"pathways": ()})).replace(
-        "center_layers: all", ""
-    ).replace("small", "")
+    left = re.findall(r"^\W*(\w+): all$", to_yaml(built.config), re.MULTILINE)
+    assert set(left) <= {"center_layers"}  # what is meant by a word is written out
     loaded = LoadedDataset(root=Path("/y"), samples=WORLD, fingerprint=fingerprint(WORLD))
     again = build_plan(resolved, {"world": loaded}, {"tiny": INFO})
     assert ids(again) == ids(built)

@@ -30,9 +30,10 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow --timeout=1800 --durations=10
 
-# The engine against the plain ways, as ratios; `--quick` alone ends within about a minute.
+# The engine against the plain ways, and discarding, as ratios; `engine.py --quick` takes a minute.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/discard.py
 
 # mypy does not follow the folder mapping of an editable install, so it gets links to follow.
 check: $(INSTALLED)

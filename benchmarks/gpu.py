@@ -4,7 +4,8 @@
 
 Needs torch and transformers alone. Reports: bfloat16 against float32 over 50 random prompts, the
 engine's distance beside the plain pass's; speedups and bounds at about 11,000 tokens, as
-`benchmarks/engine.py` defines them; peak memory with the card's whole memory and held to 24 GB.
+`benchmarks/engine.py` defines them; prefill with tokens discarded; peak memory with the whole card
+and held to 24 GB.
 """
 
 import argparse
@@ -33,6 +34,8 @@ from cases import (
     prefill,
     seconds,
 )
+from discard import latency
+from discard import show as show_latency
 from engine import compare, show
 
 from avflow.pathways import catalogue
@@ -136,7 +139,9 @@ def at_true_shape(size: Size, device: torch.device, repeats: int) -> dict[str, A
     row.update(compare(case, repeats))
     row["tokens"], row["layers"] = case.layout.n_tokens, size.layers
     row["machine"] = torch.cuda.get_device_name(device)
+    row["discard"] = latency(case, repeats)
     show(row)
+    show_latency(case, row["discard"])
     return row
 
 

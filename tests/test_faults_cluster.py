@@ -24,7 +24,7 @@ from avflow.orchestrator.paths import RunPaths, TableName
 from avflow.orchestrator.results import read, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-SAMPLES = 24
+SAMPLES = 40  # enough for a quick machine to be still at work when the fault is over
 # Commits every unit, so that a fault finds something stored; MLflow has tests of its own.
 DRIVER = """
 import sys
@@ -106,7 +106,7 @@ def slow_a_worker(cluster: Any, run: Path) -> None:
     worker = a_worker(run)
     for _ in range(3):
         os.kill(worker, signal.SIGSTOP)
-        time.sleep(1.5)
+        time.sleep(0.8)
         os.kill(worker, signal.SIGCONT)
         time.sleep(0.2)
 

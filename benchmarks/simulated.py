@@ -182,11 +182,13 @@ class Discarding:
 def coordinate(plan: Plan, executor: Simulated, recorder: Any, clock: Clock) -> tuple[Any, float]:
     units = plan.units
     began = clock.now()
+    # The coordinator asks a module for the time; here a clock that jumps stands in its place.
     real, coordinator_module.time = coordinator_module.time, clock  # type: ignore[assignment]
     try:
         outcome = Coordinator(
             queue=WorkQueue(units, policy=FailurePolicy(), deadline_s=None),
             units={unit.unit_id: unit for unit in units},
+            # No model is loaded: of its spec the name alone is read.
             models={"m": Placement(spec=SimpleNamespace(name="m"), gpus=1)},  # type: ignore[arg-type]
             executor=executor,
             recorder=recorder,

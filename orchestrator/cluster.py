@@ -78,19 +78,22 @@ def _start_here() -> None:
         ) from error
 
 
+def living_nodes() -> dict[str, dict[str, float]]:
+    """Each node that Ray holds for alive, and its resources."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it so
+    return {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
+
+
 def cluster_room(avoided: frozenset[str] = frozenset()) -> tuple[tuple[int, ...], int]:
     """GPUs of each living node but the `avoided`, and their CPUs together.
 
     What an autoscaler can add counts as one node more.
     """
-    import ray
     from ray._private.state import state
 
-    nodes = [
-        node["Resources"]
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"] and node["NodeID"] not in avoided
-    ]
+    nodes = [room for node, room in living_nodes().items() if node not in avoided]
     gpus = [int(node["GPU"]) for node in nodes if node.get("GPU")]
     later = state.get_max_resources_from_cluster_config() or {}  # KubeRay's alone
     most = max(int(later.get("GPU", 0)), _launched_gpus())
@@ -148,10 +151,7 @@ def actor_is_dead(actor: Any) -> bool:
 
 def node_is_gone(node: str) -> bool:
     """Whether Ray has given the node up (or never knew it)."""
-    import ray
-
-    alive = {one["NodeID"] for one in ray.nodes() if one["Alive"]}  # type: ignore[no-untyped-call]
-    return node not in alive
+    return node not in living_nodes()
 
 
 def log_tail(node: str, pid: int) -> str:

@@ -11,6 +11,7 @@ from avflow.orchestrator.cluster import (
     actor_place,
     cluster_room,
     draining_nodes,
+    living_nodes,
     log_tail,
     node_is_gone,
     start_ray,
@@ -164,13 +165,11 @@ class RayExecutor:
 
     def avoid(self, node: str) -> bool:
         """What runs there may finish."""
-        import ray
-
         others = [
-            one["NodeID"]
-            for one in ray.nodes()  # type: ignore[no-untyped-call]
-            if one["Alive"] and one["NodeID"] not in self._avoided | {node}
-            if not self._has_gpus or one["Resources"].get("GPU", 0)
+            other
+            for other, room in living_nodes().items()
+            if other not in self._avoided | {node}
+            if not self._has_gpus or room.get("GPU", 0)
         ]
         if not others:
             return False

@@ -66,12 +66,9 @@ def weights(eager: Tiny, embedded: Embedded) -> list[Tensor]:
     return [layer.double().mean(dim=0) for layer in found]
 
 
-def inputs_of(embedded: Embedded) -> Inputs:
-    return Inputs(
-        inputs_embeds=embedded.inputs_embeds,
-        position_ids=embedded.position_ids,
-        attention_mask=embedded.attention_mask,
-    )
+def inputs_of(all_of: Embedded) -> Inputs:
+    embeds, mask = all_of.inputs_embeds, all_of.attention_mask
+    return Inputs(inputs_embeds=embeds, position_ids=all_of.position_ids, attention_mask=mask)
 
 
 def probe(

@@ -1,13 +1,30 @@
 """What tests of several areas share: tiny random thinkers, and prompts laid out by hand."""
 
+import importlib
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from avflow.pathways.layout import Layout, LayoutKind, Segment, SegmentKind
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="session")
+def benchmark_scripts() -> Iterator[dict[str, ModuleType]]:
+    """By name, as `python benchmarks/NAME.py` finds them: each other by name."""
+    names = ("cases", "bounds", "engine", "discard", "gpu")
+    sys.path.insert(0, str(BENCHMARKS))
+    yield {name: importlib.import_module(name) for name in names}
+    sys.path.remove(str(BENCHMARKS))
+    for name in names:
+        del sys.modules[name]
 
 
 @dataclass(frozen=True, kw_only=True)

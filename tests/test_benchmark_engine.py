@@ -1,30 +1,19 @@
 """The engine's benchmarks run, on a small model, and what they time is right."""
 
-import importlib
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("cases", "bounds", "engine", "discard", "gpu")
-
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[dict[str, ModuleType]]:
-    """As `python benchmarks/NAME.py` finds them: each other by name."""
+def scripts(benchmark_scripts: dict[str, ModuleType]) -> Iterator[dict[str, ModuleType]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors are too small to share
-    sys.path.insert(0, str(FOLDER))
-    yield {name: importlib.import_module(name) for name in NAMES}
-    sys.path.remove(str(FOLDER))
-    for name in NAMES:
-        del sys.modules[name]
+    yield benchmark_scripts
     torch.set_num_threads(threads)
 
 

@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 from avflow.pathways import catalogue
 from avflow.pathways.pathway import blocked_segments, first_target
 from avflow.pathways.windows import window_layers
-from avflow.workers.engine import memory
-from avflow.workers.engine.memory import Shapes, batch_bytes, piece_rows, rows_in_budget
+from avflow.workers.engine.memory import (
+    HEAD_ROWS,
+    Shapes,
+    batch_bytes,
+    head_bytes,
+    piece_rows,
+    rows_in_budget,
+)
 from avflow.workers.engine.plan import compose_batches, halves
 from avflow.workers.engine.rows import Knockout, family, steps
 
@@ -89,7 +95,7 @@ def test_batches_answer_every_row_once_within_their_budget(random_layout, budget
             assert (start - batch.start) * redone <= (200 - start) * 12
         assert batch.first_layer == min(row.layers[0] for row in batch.rows)
         held = batch_bytes(SHAPES, batch.start, len(batch.rows), budget)
-        heads = memory.HEAD_ROWS * 12 * SHAPES.vocabulary
+        heads = head_bytes(SHAPES, HEAD_ROWS)
         alone = len(batch.rows) == 1 or piece_rows(SHAPES, batch.start, budget) == 1
         assert alone or held <= budget + heads
     for group in {batch.group for batch in batches}:

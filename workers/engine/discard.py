@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -75,7 +76,7 @@ def _survivors(
 ) -> dict[int, Tensor]:
     """After layer i, the indices int64 [n] of what stays into the sequence as it is then."""
     n_tokens, n_layers = embedded.inputs_embeds.shape[1], len(decoder.layers)
-    left = torch.arange(n_tokens)
+    left = np.arange(n_tokens)
     survivors = {}
     for layer in sorted(drops):
         if not 0 <= layer < n_layers - 1:
@@ -83,13 +84,13 @@ def _survivors(
                 f"nothing can be discarded after layer {layer}: layers are 0 to {n_layers - 1}, "
                 "and after the last one only the answer is read"
             )
-        gone = torch.zeros(n_tokens, dtype=torch.bool)
-        gone[torch.as_tensor(drops[layer])] = True
+        gone = np.zeros(n_tokens, dtype=np.bool_)
+        gone[drops[layer]] = True
         if gone[-1]:
             raise ValueError("the last position can't be discarded: the answer is read there")
-        stays = (~gone[left]).nonzero()[:, 0]
+        stays = np.flatnonzero(~gone[left])
         left = left[stays]
-        survivors[layer] = stays.to(embedded.inputs_embeds.device)
+        survivors[layer] = torch.from_numpy(stays).to(embedded.inputs_embeds.device)
     return survivors
 
 

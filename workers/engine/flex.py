@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
+from torch.fx.experimental import _config
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from avflow.pathways.layout import Layout
@@ -31,11 +32,26 @@ COMPILER_ERRORS = (TorchDynamoException, InductorError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Blocks:
-    """Block masks [q, n] of a view's queries over its own and its shared keys; None: no edge."""
+class _Side:
+    """One row's blocks over one kind of keys, a row's `n_keys`. `mixed` and `full` ones: how many
+    each query block has, and which, int32 [1, 1, B] and [1, 1, B, C]. `queries` and `keys`:
+    position and segment of each, int32 [B * BLOCK] and [C * BLOCK]; padding reads nothing and is
+    read by none."""
 
-    own: BlockMask | None
-    shared: BlockMask | None
+    mixed: tuple[Tensor, Tensor]
+    full: tuple[Tensor, Tensor]
+    queries: tuple[Tensor, Tensor]
+    keys: tuple[Tensor, Tensor]
+    closed: Tensor
+    n_keys: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """What a view's queries read of its own and of its shared keys; None: no edge."""
+
+    own: _Side | None
+    shared: _Side | None
 
 
 def plan_blocks(
@@ -51,41 +67,74 @@ def plan_blocks(
     asked = np.concatenate([np.arange(start, stop) for start, stop in queries])
     last = int(asked[-1]) + 1
     return Blocks(
-        own=_block_mask(layout, blocked, asked, range(own_from, last), device),
-        shared=_block_mask(layout, blocked, asked, range(min(own_from, last)), device),
+        own=_side(layout, blocked, asked, range(own_from, layout.n_tokens), device),
+        shared=_side(layout, blocked, asked, range(min(own_from, last)), device),
     )
 
 
-def _block_mask(
+def _side(
     layout: Layout,
     blocked: NDArray[np.bool_],
     asked: NDArray[np.int64],
     keys: range,
     device: torch.device,
-) -> BlockMask | None:
+) -> _Side | None:
     """Queries at positions `asked` over `keys`."""
     if not keys:
         return None
-    empty, full = _occupancy(layout, blocked, asked, np.arange(keys.start, keys.stop))
+    positions = np.arange(keys.start, keys.stop)
+    empty, full = _occupancy(layout, blocked, asked, positions)
     if empty.all():
         return None
-    partial_n, partial_at = _listed(~empty & ~full, device)
-    full_n, full_at = _listed(full, device)
-    segment = torch.from_numpy(layout.segment_of_position).to(device)
-    closed = torch.from_numpy(blocked).to(device)
+    segment = layout.segment_of_position
+
+    def looked_up(at: NDArray[np.int64], padding: int) -> tuple[Tensor, Tensor]:
+        rest = BLOCK * _blocks(len(at)) - len(at)
+        where = np.pad(at, (0, rest), constant_values=padding).astype(np.int32)
+        which = np.pad(segment[at], (0, rest)).astype(np.int32)
+        return torch.from_numpy(where).to(device), torch.from_numpy(which).to(device)
+
+    return _Side(
+        mixed=_listed(~empty & ~full, device),
+        full=_listed(full, device),
+        queries=looked_up(asked, -1),
+        keys=looked_up(positions, np.iinfo(np.int32).max),
+        closed=torch.from_numpy(blocked).to(device),
+        n_keys=len(positions),
+    )
+
+
+def _block_mask(side: _Side, rows: int, keys_apart: bool) -> BlockMask:
+    """Of rows end to end, each of whole blocks, over keys of their own (`keys_apart`, whole blocks
+    too) or over the same ones. No block holds two rows."""
+    own_blocks = side.mixed[1].shape[3] * keys_apart
+
+    def of_all(blocks: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        counts, which = (t.repeat(1, 1, rows, *[1] * (t.dim() - 3)) for t in blocks)
+        row = _counted(counts[0, 0]) // blocks[0].shape[2]
+        return counts, which + own_blocks * row[:, None]
+
     # Tensors alone in the closure: a number would be compiled in, and again for each prompt.
-    position = torch.from_numpy(asked).to(device)
-    key_position = torch.arange(keys.start, keys.stop, device=device)
+    position, segment = (t.repeat(rows) for t in side.queries)
+    key_position, key_segment = (t.repeat(rows if keys_apart else 1) for t in side.keys)
+    row = _counted(position) // len(side.queries[0]) * keys_apart
+    key_row = _counted(key_position) // len(side.keys[0])
+    closed = side.closed
 
     def open_edge(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         at, other = position[query], key_position[key]
-        apart = ~closed[segment[at], segment[other]] & (other <= at)
-        return apart | (at == other)
+        apart = ~closed[segment[query], key_segment[key]] & (other <= at)
+        return (apart | (at == other)) & (row[query] == key_row[key])
 
     return BlockMask.from_kv_blocks(
-        partial_n, partial_at, full_n, full_at,
-        BLOCK_SIZE=BLOCK, mask_mod=open_edge, seq_lengths=(len(asked), len(keys)),
+        *of_all(side.mixed), *of_all(side.full), BLOCK_SIZE=BLOCK, mask_mod=open_edge,
+        seq_lengths=(len(position), len(key_position)), compute_q_blocks=False,
     )  # fmt: skip
+
+
+def _counted(like: Tensor) -> Tensor:
+    """0, 1, 2, ... of its length, dtype and device."""
+    return torch.arange(len(like), dtype=like.dtype, device=like.device)
 
 
 def _occupancy(
@@ -122,12 +171,13 @@ def _lasts(positions: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _listed(chosen: NDArray[np.bool_], device: torch.device) -> tuple[Tensor, Tensor]:
-    """How many blocks each query block has, and which, chosen ones first: int32, [1, 1, ...]."""
+    """How many blocks each query block has, and which, chosen ones first."""
+    least = [(0, max(0, 2 - n)) for n in chosen.shape]
+    chosen = np.pad(chosen, least)
     order = np.argsort(~chosen, axis=1, kind="stable").astype(np.int32)
     counts = chosen.sum(axis=1).astype(np.int32)
-    return torch.from_numpy(counts)[None, None].to(device), torch.from_numpy(order)[None, None].to(
-        device
-    )
+    listed = [torch.from_numpy(t)[None, None].to(device) for t in (counts, order)]
+    return listed[0], listed[1]
 
 
 def attend(
@@ -139,48 +189,61 @@ def attend(
     scale: float,
     kernel: Kernel | None = None,
 ) -> Tensor:
-    """query [R, H, q, d], own [R, G, m, d], shared [1, G, s, d] -> [R, H, q, d]."""
+    """query [R, H, q, d], own [R, G, m, d], shared [1, G, s, d] -> [R, H, q, d].
+
+    All rows are one sequence for the kernel, dense in memory: what differs from call to call is
+    then lengths alone, and a few compilations serve a whole sweep.
+    """
     run = kernel or _compiled()
+    rows, heads, q, d = query.shape
     exact = torch.float64 if query.dtype == torch.float64 else torch.float32
+    asked = _end_to_end(query, q)
     total: Part | None = None
-    for mask, (key, value), rows in ((blocks.own, own, 1), (blocks.shared, shared, len(query))):
-        if mask is None:
+    for side, (key, value), apart in ((blocks.own, own, True), (blocks.shared, shared, False)):
+        if side is None:
             continue
-        n = mask.seq_lengths[1]
         out, aux = run(
-            _fold(query, rows, key.shape[1]), key[:, :, :n], value[:, :, :n],
-            block_mask=mask, scale=scale, enable_gqa=True, return_aux=AuxRequest(lse=True),
+            asked, _end_to_end(key, side.n_keys), _end_to_end(value, side.n_keys),
+            block_mask=_block_mask(side, rows, apart), scale=scale, enable_gqa=True,
+            return_aux=AuxRequest(lse=True),
         )  # fmt: skip
-        part = (_unfold(out, rows, key.shape[1]), _unfold(aux.lse, rows, key.shape[1]))
+        part = (out.view(heads, rows, -1, d), aux.lse.view(heads, rows, -1))
         if total is None:
             total = (part[0].to(exact), part[1].to(exact))
         else:
             merge_into(total, part)
     assert total is not None  # each query reads itself
-    return total[0].to(query.dtype)
+    return total[0][:, :, :q].transpose(0, 1).to(query.dtype)
 
 
-def _fold(query: Tensor, rows: int, kv_heads: int) -> Tensor:
-    """[R, H, q, d] -> [1, G * R * g, q, d] for rows that share their keys: rows become heads of
-    the keys' own groups, so that the mask over (query, key) stays what it is. One row: as it is."""
-    if rows == 1:
-        return query
-    apart = query.reshape(rows, kv_heads, -1, *query.shape[2:])
-    return apart.transpose(0, 1).reshape(1, -1, *query.shape[2:])
+def _end_to_end(states: Tensor, n: int) -> Tensor:
+    """[R, H, >= n, d] -> [1, H, R * p, d]: the first n of each row, padded to whole blocks."""
+    rows, heads, _, d = states.shape
+    dense = states.new_zeros(1, heads, rows * BLOCK * _blocks(n), d)
+    dense.view(heads, rows, -1, d)[:, :, :n] = states[:, :, :n].transpose(0, 1)
+    return dense
 
 
-def _unfold(result: Tensor, rows: int, kv_heads: int) -> Tensor:
-    """The other way, for [1, G * R * g, q, ...]."""
-    if rows == 1:
-        return result
-    apart = result.reshape(kv_heads, rows, -1, *result.shape[2:])
-    return apart.transpose(0, 1).reshape(rows, -1, *result.shape[2:])
+def _blocks(n: int) -> int:
+    """That hold n positions. At least two: a compiler takes a length of one for a constant."""
+    return max(2, -(-n // BLOCK))
 
 
 @functools.cache
 def _compiled() -> Kernel:
+    return compiled("inductor")
+
+
+def compiled(compiler: str) -> Kernel:
+    """FlexAttention through a compiler of torch's: one compilation for all lengths, since torch
+    gives up after eight."""
     # fullgraph: what can't be compiled is an error here, never a slow pass over N x N scores.
-    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    kernel = torch.compile(flex_attention, dynamic=True, fullgraph=True, backend=compiler)
+
+    # Lengths that happen to be equal once would else be compiled in as equal.
+    settings: Any = _config
+    distinct: Kernel = settings.patch(use_duck_shape=False)(kernel)
+    return distinct
 
 
 @functools.cache

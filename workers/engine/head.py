@@ -8,9 +8,8 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor
 
+from avflow.workers.engine.memory import HEAD_CHUNK
 from avflow.workers.models.base import Decoder
-
-CHUNK_ROWS = 16384  # vocabulary rows cast to float32 at a time: 235 MB at hidden size 3584
 
 
 @torch.inference_mode()
@@ -33,6 +32,6 @@ def _logits(decoder: Decoder, normed: Tensor) -> Tensor:
             logits = normed @ weight.T
         else:  # cast in pieces: a whole float32 copy of a 7B model's head takes 2.2 GB
             logits = torch.cat(
-                [normed @ w.to(normed.dtype).T for w in torch.split(weight, CHUNK_ROWS)], 1
+                [normed @ w.to(normed.dtype).T for w in torch.split(weight, HEAD_CHUNK)], 1
             )
         return logits if bias is None else logits + bias.to(normed.dtype)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # models count with this module, too
     from avflow.workers.models.base import ModelInfo
 
 HEAD_ROWS = 64  # rows whose probabilities are read at a time
+HEAD_CHUNK = 16384  # rows of the vocabulary cast to float32 at a time: 235 MB at hidden size 3584
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +93,14 @@ def batch_bytes(shapes: Shapes, start: int, n_rows: int, byte_budget: int) -> in
     m = shapes.n_tokens - start
     rows = min(n_rows + 1, piece_rows(shapes, start, byte_budget))
     states = (n_rows + 1) * m * shapes.state_bytes
-    heads = min(n_rows + 1, HEAD_ROWS) * 12 * shapes.vocabulary
-    return states + rows * m * shapes.activation_bytes + heads
+    return states + rows * m * shapes.activation_bytes + head_bytes(shapes, n_rows + 1)
+
+
+def head_bytes(shapes: Shapes, n_rows: int) -> int:
+    """To read probabilities: logits in pieces, whole and after the softmax, all in float32, and a
+    piece of the head's weight cast to it."""
+    cast = min(HEAD_CHUNK, shapes.vocabulary) * shapes.hidden * 4 * (shapes.item_bytes < 4)
+    return 12 * min(n_rows, HEAD_ROWS) * shapes.vocabulary + cast
 
 
 def baseline_bytes(shapes: Shapes, n_checkpoints: int = 1) -> int:
@@ -109,6 +116,5 @@ def peak_bytes(shapes: Shapes, weight_bytes: int, byte_budget: int, n_checkpoint
     trunk where not even they fit it). The encoders run before, on an otherwise empty device."""
     one_row = batch_bytes(shapes, 0, 1, byte_budget)
     prefill = shapes.n_tokens * shapes.activation_bytes
-    head = 12 * HEAD_ROWS * shapes.vocabulary
-    widest = max(prefill, byte_budget + head, one_row)
+    widest = max(prefill, byte_budget + head_bytes(shapes, HEAD_ROWS), one_row)
     return weight_bytes + baseline_bytes(shapes, n_checkpoints) + widest

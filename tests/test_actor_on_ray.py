@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray_cluster import bare_cluster
 from tiny_models import numbers, same_bits, spec_of, unit_of
 
 from avflow.datasets.media import MediaSpec
@@ -34,25 +35,11 @@ PATIENCE_S = 120
 
 @pytest.fixture(scope="module")
 def ray_with_gpus() -> Iterator[None]:
-    import ray
-    from ray.cluster_utils import Cluster
-
-    if ray.is_initialized():
-        ray.shutdown()  # of another module's tests
-    before = {key: os.environ.get(key) for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ.pop("RAY_AUTH_TOKEN", None)
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    try:
+    with bare_cluster() as made:
         for gpus in (4, 1):
             made.add_node(num_cpus=1, num_gpus=gpus)
         start_ray(made.address)
         yield
-    finally:
-        ray.shutdown()
-        made.shutdown()
-        for key, value in before.items():
-            os.environ.pop(key, None) if value is None else os.environ.update({key: value})
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import polars as pl
 import psutil
 import pytest
 from polars.testing import assert_frame_equal
+from ray_cluster import bare_cluster
 from tiny_sweep import write_sweep
 
 from avflow.orchestrator.parts import find_parts
@@ -52,20 +53,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def cluster() -> Iterator[Any]:
     """A head that runs nothing, and two nodes."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    import ray
-    from ray.cluster_utils import Cluster
-
-    if ray.is_initialized():
-        ray.shutdown()
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(2):
-        made.add_node(num_cpus=1)
-    yield made
-    made.shutdown()
+    with bare_cluster() as made:
+        for _ in range(2):
+            made.add_node(num_cpus=1)
+        yield made
 
 
 def drive(place: Path, run: str, *words: str) -> subprocess.Popen[bytes]:

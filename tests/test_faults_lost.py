@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from faulty import coordinate, faulty_worker, once, unit
+from ray_cluster import bare_cluster
 
 from avflow.datasets.media import MediaSpec
 from avflow.orchestrator.cluster import start_ray
@@ -29,24 +30,13 @@ SEEN_S = 120.0  # 20 to 40 on a quiet machine
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def cluster() -> Iterator[Any]:
     """A head that runs nothing, a node with a GPU that can't decode, and one that only decodes."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    import ray
-    from ray.cluster_utils import Cluster
-
-    if ray.is_initialized():
-        ray.shutdown()
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    made.gpu = made.add_node(num_cpus=0, num_gpus=1)
-    made.cpu = made.add_node(num_cpus=2)
-    try:
+    with bare_cluster() as made:
+        made.gpu = made.add_node(num_cpus=0, num_gpus=1)
+        made.cpu = made.add_node(num_cpus=2)
         start_ray(made.address)
         yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
 
 
 class Strike(Silent):

@@ -1,6 +1,5 @@
 """Several Ray nodes on this machine: one that is broken, one that goes, one that comes."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import pytest
 from faulty import KEYS, coordinate, faulty_worker, once, ran, unit
+from ray_cluster import bare_cluster
 
 from avflow.orchestrator.cluster import start_ray
 from avflow.orchestrator.nodes import DEATHS_IN_A_ROW, NodeHealth
@@ -40,25 +40,11 @@ class Said(Silent):
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[object]:
     """A head that runs nothing, and two nodes; the test's own process is the driver."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    if ray.is_initialized():
-        ray.shutdown()  # of another module's tests
-    before = {key: os.environ.get(key) for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ.pop("RAY_AUTH_TOKEN", None)
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    try:
+    with bare_cluster() as made:
         for _ in range(2):
             made.add_node(num_cpus=2, num_gpus=1)
         start_ray(made.address)
         yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
-        for key, value in before.items():
-            os.environ.pop(key, None) if value is None else os.environ.update({key: value})
 
 
 def workers() -> RayExecutor:

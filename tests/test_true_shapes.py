@@ -6,7 +6,7 @@ of it: no tensor on a wrong device, nothing of N x N, and no more bytes than are
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -92,12 +92,17 @@ def scripts(benchmark_scripts: dict[str, ModuleType], monkeypatch: pytest.Monkey
     return benchmark_scripts
 
 
-@pytest.fixture(params=["3b", "7b"])
-def case(scripts: dict[str, ModuleType], request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A few layers of the true model, in bfloat16."""
-    size = replace(scripts["gpu"].SIZES[request.param], layers=LAYERS, window=WINDOW)
+@pytest.fixture
+def build(scripts: dict[str, ModuleType]) -> Iterator[Callable[..., Any]]:
+    """A few layers of a true model, in bfloat16."""
+
+    def built(model: str, budget: int = 2**31) -> Any:
+        true = scripts["gpu"].SIZES[model]
+        size = replace(true, layers=LAYERS, window=WINDOW, byte_budget=budget)
+        return scripts["cases"].build(size, torch.bfloat16, GPU)
+
     with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
-        yield scripts["cases"].build(size, torch.bfloat16, GPU)
+        yield built
 
 
 def ledger(case: Any) -> Ledger:
@@ -120,25 +125,34 @@ def shapes_of_flex(query: Tensor, key: Tensor, value: Tensor, **options: Any) ->
     return torch.empty_like(query), SimpleNamespace(lse=lse)
 
 
-PATHWAYS = ("question_to_last", "video_to_true_option", "video_to_question", "cross_frame")
+LATE = ("question_to_last", "video_to_true_option", "video_to_question")
 
 
-@pytest.mark.parametrize(("budget", "compiled"), [(2**31, False), (2**31, True), (2**30, True)])
+@pytest.mark.parametrize(
+    ("model", "budget", "pathways", "compiled"),
+    [
+        ("3b", 2**31, LATE, False),
+        ("3b", 2**30, (*LATE, "cross_frame"), True),
+        ("7b", 2**31, (*LATE, "cross_frame"), True),
+    ],
+)
 def test_a_sample_takes_no_more_than_is_planned_and_nothing_of_n_by_n(
     scripts: dict[str, ModuleType],
-    case: Any,
+    build: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
+    model: str,
     budget: int,
+    pathways: tuple[str, ...],
     compiled: bool,
 ) -> None:
     monkeypatch.setattr(flex, "works_on", lambda device: compiled)
     monkeypatch.setattr(flex, "_compiled", lambda: shapes_of_flex)
-    cases, shapes = scripts["cases"], case.shapes
+    cases, case = scripts["cases"], build(model, budget)
+    shapes = case.shapes
     assert shapes.n_tokens == 11036
-    sized = replace(case, size=replace(case.size, byte_budget=budget))
-    job = cases.plan(sized, [cases.BY_NAME[name] for name in PATHWAYS])
+    job = cases.plan(case, [cases.BY_NAME[name] for name in pathways])
     with ledger(case) as prefill:
-        baseline = cases.prefill(sized, job)
+        baseline = cases.prefill(case, job)
     assert not prefill.squares
     planned = baseline_bytes(shapes, len(baseline.residual))
     assert prefill.now <= planned
@@ -161,7 +175,8 @@ def test_a_sample_takes_no_more_than_is_planned_and_nothing_of_n_by_n(
         trunk = done.trunk
 
 
-def test_an_edge_that_is_planned_too_small_is_seen(case: Any) -> None:
+def test_a_mask_of_n_by_n_would_be_seen(build: Callable[..., Any]) -> None:
+    case = build("3b")
     n = case.layout.n_tokens
     with ledger(case) as seen:
         torch.ones(n, n, dtype=torch.bool, device=GPU)
@@ -169,8 +184,8 @@ def test_an_edge_that_is_planned_too_small_is_seen(case: Any) -> None:
     assert seen.squares
 
 
-def test_tokens_leave_on_the_gpu(scripts: dict[str, ModuleType], case: Any) -> None:
-    media = np.arange(20, 9000)
+def test_tokens_leave_on_the_gpu(build: Callable[..., Any]) -> None:
+    case, media = build("3b"), np.arange(20, 9000)
     with ledger(case) as seen:
         walked = discard_prefill(case.decoder, case.embedded, {1: media})
     assert walked.lengths == (11036, 11036, 11036 - len(media), 11036 - len(media))
@@ -178,7 +193,8 @@ def test_tokens_leave_on_the_gpu(scripts: dict[str, ModuleType], case: Any) -> N
     assert not seen.squares
 
 
-def test_an_attention_map_is_pooled_in_bounded_memory(case: Any) -> None:
+def test_an_attention_map_is_pooled_in_bounded_memory(build: Callable[..., Any]) -> None:
+    case = build("7b")
     size, n = case.size, case.layout.n_tokens
     with ledger(case) as seen:
         query = torch.randn(size.heads, n, 128, dtype=torch.bfloat16, device=GPU)

@@ -16,19 +16,20 @@ Units and curves have their own diagram in `queue`: what a failure means is deci
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
-from avflow.orchestrator.activity import Activity
+from avflow.orchestrator.errors import StoreError
 from avflow.orchestrator.executors import Died, Ended, Executor, ExecutorEvent, Ready, Yielded
-from avflow.orchestrator.nodes import NodeHealth
+from avflow.orchestrator.nodes import Loads, NodeHealth
 from avflow.orchestrator.policy import Action, Decision, FailureKind
 from avflow.orchestrator.progress import Progress, Snapshot
 from avflow.orchestrator.queue import WorkQueue
 from avflow.orchestrator.recorder import Recorder
 from avflow.orchestrator.session import Outcome, Patience, Placement, Worker
 from avflow.orchestrator.signals import StopSignals
+from avflow.orchestrator.tally import Tally
 from avflow.orchestrator.unit import UnitState
 from avflow.workers.protocol import (
     CurveDone,
@@ -42,6 +43,7 @@ from avflow.workers.protocol import (
 
 TICK_S = 0.25
 LEAVING_EVERY_S = 5.0
+AWAY_S = 5.0  # between two looks at the workers: the driver itself was stopped or held up
 
 logger = logging.getLogger(__name__)
 
@@ -82,34 +84,34 @@ class Coordinator:
         self._leaving_asked = float("-inf")
         self._health = NodeHealth()
         self._broken: set[str] = set()
-        self._activity = Activity()
-        self._cells = 0
-        self._places: dict[str, int] = {}  # model -> workers at most
-        self._open = dict.fromkeys(units, True)
+        self._loads = Loads()
         self._told: set[tuple[str, str]] = set()  # (worker, unit) whose stream's end is due
-        self._groups = Counter(_group(unit) for unit in units.values())
-        self._curves = sum(len(unit.wanted) for unit in units.values())
+        self._tally = Tally(units)
         self._failures = 0
         self._given_up: dict[str, str] = {}
-        self._cost = sum(unit.cost for unit in units.values())
-        self._behind: dict[str, float] = dict.fromkeys(units, 0.0)  # of each unit's cost
         self._shown = float("-inf")
         self._working_since: float | None = None
         self._stop = StopSignals(self._drain)
         self._draining_said = False
         self._drain_until = float("inf")
+        self._looked = float("inf")
 
     def run(self) -> Outcome:
         """Until all units have ended, or a signal. What came out is committed on every way out
         but the second signal (KeyboardInterrupt), and the workers are gone."""
-        try:
-            with self._stop.watching():
+        with self._stop.watching():
+            try:
                 while not self._queue.finished and time.monotonic() < self._drain_until:
                     self._step()
-            self._recorder.commit()
-            self._progress.show(self._snapshot(), time.monotonic())
-        finally:
-            self._executor.shutdown()
+            except Exception:
+                with suppress(StoreError):  # the first error is the one to be told
+                    self._recorder.commit()
+                raise
+            else:
+                self._recorder.commit()
+                self._progress.show(self._snapshot(), time.monotonic())
+            finally:
+                self._executor.shutdown()
         return Outcome(signal=self._stop.number, failures=self._failures, given_up=self._given_up)
 
     def _step(self) -> None:
@@ -136,11 +138,15 @@ class Coordinator:
                 for key, worker in self._workers.items()
             )
             for _ in range(self._queue.due(name) - idle):
-                live = sum(worker.model == name for worker in self._workers.values())
-                enough = live >= self._places.get(name, live + 1)
-                if enough or not self._executor.has_room(placement.gpus):
+                may = self._loads.may_start(name, self._live(name))
+                if not (may and self._executor.has_room(placement.gpus)):
                     break
                 self._start(name, placement)
+            if self._loads.doubtful(name) and self._live(name):
+                return  # a machine may be at fault: no other model there before that is known
+
+    def _live(self, model: str) -> int:
+        return sum(worker.model == model for worker in self._workers.values())
 
     def _start(self, model: str, placement: Placement) -> None:
         self._n_started += 1
@@ -181,6 +187,11 @@ class Coordinator:
 
     def _enforce_deadlines(self) -> None:
         now = time.monotonic()
+        if (away := now - self._looked) > AWAY_S:  # what the workers said meanwhile is to come
+            self._queue.excuse(away)
+            for worker in self._workers.values():
+                worker.started += away
+        self._looked = now
         for name in self._queue.overdue(now):
             if self._executor.give_up_decoding(name):
                 continue  # its failure is on the way
@@ -202,13 +213,24 @@ class Coordinator:
         self, worker: str, kind: FailureKind, message: str, traceback: str, node: str = ""
     ) -> None:
         model = self._remove(worker)
-        live = sum(one.model == model for one in self._workers.values())
+        live = self._live(model)
         runs = any(one.model == model and one.ready for one in self._workers.values())
-        decision = self._queue.on_load_failure(model, kind, message, traceback, runs=runs)
+        decision = self._queue.on_load_failure(model, kind, message, traceback, others=live > 0)
         self._decided([decision], worker, ())
-        if runs and self._health.died(node, None) and not self._put_aside(node):
-            self._places[model] = live
+        if decision.action is Action.ABORT_MODEL:
+            self._loads.settled(model)
+        elif not runs:
+            self._loads.failed(model, node)
+        elif self._health.died(node, None) and not self._put_aside(node):
+            self._loads.limit(model, live)
             self._progress.say(f"{model} goes on with {live} workers: more of them do not load")
+
+    def _loaded(self, model: str, node: str) -> None:
+        """It loads here, so where it did not load meanwhile the machine may be broken."""
+        self._queue.on_loaded(model)
+        for other in self._loads.settled(model, node):
+            if self._health.died(other, None):
+                self._put_aside(other)
 
     def _suspect(self, node: str, held: tuple[str, ...]) -> None:
         """A worker died there, over the oldest of what it held."""
@@ -236,7 +258,7 @@ class Coordinator:
         match event:
             case Ready(where=where):
                 worker.where, worker.node = where, event.node
-                self._queue.on_loaded(worker.model)
+                self._loaded(worker.model, event.node)
                 self._working_since = self._working_since or time.monotonic()
                 logger.info("ready at %s", where, extra={"worker": event.worker})
             case Yielded(event=CurveDone() | InterventionDone() | ProbeDone() as done):
@@ -253,8 +275,7 @@ class Coordinator:
     def _on_curve(self, worker: str, done: Finished) -> None:
         if self._queue.on_curve(worker, done.unit_id, done.curve, time.monotonic()):
             unit = self._units[done.unit_id]
-            self._behind[done.unit_id] += unit.cost / len(unit.wanted)
-            self._cells += len(done.center_layer) if isinstance(done, CurveDone) else 0
+            self._tally.came_out(unit, done)
             self._recorder.add_curve(unit, done)
 
     def _on_sample(self, worker: str, done: SampleDone) -> None:
@@ -265,7 +286,7 @@ class Coordinator:
         )
         if decisions is None:
             return
-        self._activity.add(done, time.monotonic())
+        self._tally.sample(done, time.monotonic())
         where = self._workers[worker].where
         unit = self._units[done.unit_id]
         # A unit sent again with half the budget was cut as well, if not by the worker.
@@ -329,16 +350,8 @@ class Coordinator:
                 self._given_up[decision.model] = decision.failure.message
                 self._progress.say(f"given up: {decision.model}: {decision.failure.message}")
         for unit_id in touched:
-            if self._open[unit_id] and self._queue.state(unit_id) in _ENDED:
-                self._close(self._units[unit_id])
-
-    def _close(self, unit: UnitSpec) -> None:
-        self._open[unit.unit_id] = False
-        self._behind[unit.unit_id] = unit.cost
-        group = _group(unit)
-        self._groups[group] -= 1
-        if not self._groups[group]:
-            self._task_ended = True
+            if self._queue.state(unit_id) in _ENDED and self._tally.ended(self._units[unit_id]):
+                self._task_ended = True
 
     def _tell(self, decision: Decision) -> None:
         failure = decision.failure
@@ -364,26 +377,14 @@ class Coordinator:
             self._progress.show(self._snapshot(), now)
 
     def _snapshot(self) -> Snapshot:
-        counts, since = self._queue.counts(), self._working_since
-        ready = sum(worker.ready for worker in self._workers.values())
-        busy, decoding = self._activity.shares(time.monotonic(), ready)
-        return Snapshot(
-            units=len(self._units),
-            units_done=counts.done,
-            units_failed=counts.failed,
-            curves=self._curves,
-            curves_ended=self._curves - counts.curves_missing,
+        now = time.monotonic()
+        return self._tally.snapshot(
+            counts=self._queue.counts(),
+            workers=self._workers.values(),
             failures=self._failures,
-            workers_ready=ready,
-            workers_loading=len(self._workers) - ready,
-            share=sum(self._behind.values()) / self._cost if self._cost else 1.0,
-            working_s=0.0 if since is None else time.monotonic() - since,
+            working_s=0.0 if self._working_since is None else now - self._working_since,
             draining=self._stop.number is not None,
-            units_running=counts.leased,
-            cells=self._cells,
-            model_busy=busy,
-            decoding=decoding,
-            peak_bytes=self._activity.peak_bytes,
+            now=now,
         )
 
     def _drain(self) -> None:
@@ -393,7 +394,3 @@ class Coordinator:
 
 
 _ENDED = frozenset({UnitState.DONE, UnitState.FAILED})
-
-
-def _group(unit: UnitSpec) -> tuple[str, str, str]:
-    return unit.model, unit.sample.dataset, unit.sample.task

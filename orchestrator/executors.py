@@ -41,7 +41,8 @@ class Yielded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """The unit's stream is over: nothing more comes out of it."""
+    """The unit's stream is over: nothing more comes out of it. One follows each unit that was
+    submitted, unless its worker died or was killed."""
 
     worker: str
     unit_id: str

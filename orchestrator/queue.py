@@ -171,15 +171,15 @@ class WorkQueue:
         message: str,
         traceback: str = "",
         *,
-        runs: bool = False,
+        others: bool = False,
     ) -> Decision:
         """A worker of this model could not start. RETRY: start another; ABORT_MODEL: don't.
 
-        While others of it run (`runs`), it is not the model that is at fault.
+        While `others` of it run or still load, it need not be the model that is at fault.
         """
         self._load_failures[model] += 1
         tries = self._load_failures[model]
-        action = Action.RETRY if runs else self._policy.decide(kind, tries)
+        action = Action.RETRY if others else self._policy.decide(kind, tries)
         if action is Action.ABORT_MODEL:
             self.abort_model(model)
         failure = _of_model("load", kind, message, traceback)
@@ -190,6 +190,11 @@ class WorkQueue:
     def on_loaded(self, model: str) -> None:
         """A worker of this model has started: what failed before was not the model's fault."""
         self._load_failures[model] = 0
+
+    def excuse(self, seconds: float) -> None:
+        """Nobody listened for so long: of no worker's silence do these seconds count."""
+        for worker in self._workers.values():
+            worker.heard += seconds
 
     def forgive(self, node: str) -> None:
         """The machine is broken: no death there, before or later, counts for the breaker."""

@@ -150,8 +150,10 @@ class RayExecutor:
         if ready and len(handles) > 1:
             ready, _ = ray.wait(handles, num_returns=len(handles), timeout=0)
         come = set(ready)
-        taken = [self._take(name) for name, handle in awaited.items() if handle in come]
-        return events + [event for event in taken if event is not None]
+        for name, handle in awaited.items():
+            if handle in come:
+                events += self._take(name)
+        return events
 
     def leaving(self) -> frozenset[str]:
         """Workers on nodes that drain (spot pre-emption, scale-down)."""
@@ -181,6 +183,8 @@ class RayExecutor:
         """Kill the decoding task; the worker lives on."""
         import ray
 
+        if not self._workers[worker].flights:
+            return False
         flight = self._workers[worker].flights[0]
         if flight.given_up is not None:
             return time.monotonic() - flight.given_up < _CANCEL_S
@@ -219,34 +223,35 @@ class RayExecutor:
         """
         lost = [(name, w, w.unreachable) for name, w in self._workers.items() if w.unreachable]
         return [
-            self._lost(name, worker, error)
+            event
             for name, worker, (since, error) in lost
             if actor_is_dead(worker.actor) or time.monotonic() - since > _VERDICT_S
+            for event in self._lost(name, worker, error)
         ]
 
-    def _take(self, name: str) -> ExecutorEvent | None:
+    def _take(self, name: str) -> list[ExecutorEvent]:
         import ray
 
         worker = self._workers[name]
         try:
             if worker.media_spec is None:
                 worker.media_spec, where, worker.node = ray.get(worker.about)
-                return Ready(worker=name, where=where, node=worker.node)
+                return [Ready(worker=name, where=where, node=worker.node)]
             flight = worker.flights[0]
             event = ray.get(next(flight.stream))
             if isinstance(event, UnitFailure) and event.stage == "decode":
                 worker.spoil(flight.decoded)
-            return Yielded(worker=name, event=event)
+            return [Yielded(worker=name, event=event)]
         except StopIteration:
             worker.flights.popleft()
-            return Ended(worker=name, unit_id=flight.unit.unit_id)
+            return [Ended(worker=name, unit_id=flight.unit.unit_id)]
         except ray.exceptions.ActorUnavailableError as error:
             worker.unreachable = time.monotonic(), error
-            return None
+            return []
         except ray.exceptions.RayError as error:
             return self._lost(name, worker, error)
 
-    def _lost(self, name: str, worker: _RayWorker, error: Exception) -> ExecutorEvent:
+    def _lost(self, name: str, worker: _RayWorker, error: Exception) -> list[ExecutorEvent]:
         """Tell a decoding task that crashed, which costs one sample, from a worker's death."""
         from ray.exceptions import RayActorError
 
@@ -255,7 +260,9 @@ class RayExecutor:
         if of_media and (cause := _decoding_error(worker.flights[0], error)) is not None:
             flight = worker.flights.popleft()
             worker.spoil(flight.decoded)
-            return Yielded(worker=name, event=_decode_crash(flight, cause))
+            unit_id = flight.unit.unit_id
+            crash = Yielded(worker=name, event=_decode_crash(flight, cause))
+            return [crash, Ended(worker=name, unit_id=unit_id)]
         kind = death_kind(error)
         node, pid = actor_place(worker.actor)
         if kind is FailureKind.WORKER_DEATH:
@@ -268,7 +275,7 @@ class RayExecutor:
             message = f"its machine {node} is gone: {message}"
         elif said := log_tail(node, pid):
             text += f"\n\nThe end of the worker's log:\n{said}"
-        return Died(worker=name, kind=kind, message=message, traceback=text, node=node)
+        return [Died(worker=name, kind=kind, message=message, traceback=text, node=node)]
 
     def _death_by_node(self, name: str, node: str) -> FailureKind:
         """Why a process is gone: its node goes, as announced or not, or for reasons of its own."""

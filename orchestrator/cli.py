@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from avflow.orchestrator import cli_datasets, cli_models
+from avflow.orchestrator import cli_datasets, cli_models, cli_runs
 from avflow.orchestrator.errors import AvflowError, ExitStatus
 
 if TYPE_CHECKING:
     from avflow.orchestrator.config import SweepConfig
+
+RUN, KNOW = "Plan and run", "What there is"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,16 +26,15 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="""Attention-knockout sweeps over audio-visual LLMs.
 
-A first run: `avflow demo`, then `avflow ui runs/demo`. Running a sweep again goes on where it
-stopped.
+A first run: `avflow demo`, then `avflow ui runs/demo`. A sweep of your own: `avflow demo --show`
+prints a sweep file to start from; `avflow plan` it, `avflow sweep` it, and the same command again
+goes on where it stopped.
 
 Exit status: 0 done, 1 unexpected error, 2 usage or configuration (nothing was started),
 3 finished but something failed, 130/143 interrupted (what was done is kept).""",
 )
 
 Config = Annotated[Path, typer.Argument(help="The sweep file (YAML).", show_default=False)]
-Run = Annotated[Path, typer.Argument(help="The run folder.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -49,36 +50,57 @@ Address = Annotated[
     typer.Option(help="A Ray cluster to join (`auto`, `host:6379`). Default: start Ray here."),
 ]
 Limit = Annotated[
-    int | None, typer.Option(min=1, help="Only the first N samples of each task, for a first try.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Only the first N samples of each task, for a first try. The same command without "
+        "it goes on from there.",
+    ),
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def plan(
     config: Config,
     *,
-    as_json: Json = False,
+    as_json: cli_runs.Json = False,
     limit: Limit = None,
     accuracy: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Share of right baselines; wrong ones call for no curve."),
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of samples that the model is expected to answer right when left alone; "
+            "`samples: correct` runs no curve on the others.",
+        ),
     ] = 1.0,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Run one real sample here, and calibrate with it.")
+        bool,
+        typer.Option(
+            "--measure",
+            help="Run one real sample here, and calibrate with it. Needs checkpoint and data.",
+        ),
     ] = False,
     measure_model: Annotated[
-        str | None, typer.Option("--model", help="Of --measure. Default: the file's first.")
+        str | None,
+        typer.Option("--model", help="The model that --measure runs. Default: the file's first."),
     ] = None,
 ) -> None:
     """Count what a sweep would run, without running it: jobs, cells, FLOPs, GPU-hours.
 
-    What has not been fetched yet is counted from the paper and from published shapes.
+    The file is checked; a wrong field is named with its line. What has not been fetched yet is
+    counted from the paper and from published shapes, and said so.
+
+    A job is one (model, data set, task, pathway, window, centre layer); a cell is a job on one
+    sample. `plain -> shared`: a forward pass a cell, and what avflow runs in its place.
     """
     from avflow.orchestrator.config import load_config
     from avflow.orchestrator.nominal import plan_anyway
     from avflow.orchestrator.sweep import plan_sweep
     from avflow.orchestrator.views_plan import show_plan
 
+    if measure_model is not None and not measure:
+        raise typer.BadParameter("goes with --measure alone", param_hint="--model")
     loaded = load_config(config).with_execution(limit=limit)
     if not measure:
         nominal = plan_anyway(loaded)
@@ -91,7 +113,7 @@ def plan(
     show_plan(planned, as_json=as_json, accuracy=accuracy, measured=measured)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def sweep(
     config: Config,
     *,
@@ -101,7 +123,11 @@ def sweep(
     executor: Executor = None,
     address: Address = None,
 ) -> None:
-    """Run what the run folder lacks of a sweep. Running it again is resuming it."""
+    """Run what the run folder lacks of a sweep. Running it again is resuming it.
+
+    For example `avflow sweep configs/demo.yaml --run runs/demo --limit 5`. Ctrl-C, or SIGTERM, lets
+    running samples finish and stores what came out; once more stops at once.
+    """
     from avflow.orchestrator.config import load_config
 
     loaded = load_config(config).with_execution(
@@ -110,7 +136,7 @@ def sweep(
     _run(loaded, run, only_failed=False)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def demo(
     run: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
     *,
@@ -130,9 +156,9 @@ def demo(
     sweep(shipped, run=run, workers=workers, limit=limit, executor=executor, address=address)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def resume(
-    run: Run,
+    run: cli_runs.Run,
     failed: Annotated[
         bool, typer.Option("--failed", help="Take up what was recorded as failed, and only that.")
     ] = False,
@@ -140,7 +166,10 @@ def resume(
     executor: Executor = None,
     address: Address = None,
 ) -> None:
-    """Go on with a run from its own folder: what is missing, or what had failed."""
+    """Go on with a run from its own folder: what is missing, or what had failed.
+
+    The same as its `avflow sweep` command, from the sweep file that the folder holds.
+    """
     from avflow.orchestrator.config import load_config
     from avflow.orchestrator.errors import StoreError
     from avflow.orchestrator.paths import RunPaths
@@ -157,159 +186,15 @@ def _run(config: "SweepConfig", run: Path, *, only_failed: bool) -> None:
 
     outcome = run_sweep(config, run, only_failed=only_failed)
     if outcome.exit_status in (ExitStatus.DONE, ExitStatus.WITH_FAILURES):
-        print(_report(run))
+        print(cli_runs.draw(run))
     print(outcome.summary)
     raise typer.Exit(outcome.exit_status)
 
 
-@app.command()
-def status(
-    run: Run,
-    watch: Annotated[bool, typer.Option("--watch", help="Again every 5 seconds.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Where a run stands, from its files alone: works while it runs and after it died."""
-    from avflow.orchestrator import views
-
-    views.show_status(run, watch=watch, as_json=as_json)
+app.add_typer(cli_runs.app)
 
 
-@app.command()
-def failures(run: Run, as_json: Json = False) -> None:
-    """What failed for good, and why. `avflow resume RUN --failed` takes it up again."""
-    from avflow.orchestrator import views
-
-    views.show_failures(run, as_json=as_json)
-
-
-@app.command()
-def query(
-    run: Run,
-    sql: Annotated[
-        str,
-        typer.Argument(
-            help="polars SQL over cells, samples and failures, for example "
-            "`SELECT task, center_layer, avg(delta) FROM cells GROUP BY ALL`.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        Literal["table", "csv", "json"], typer.Option("--format", help="How to print it.")
-    ] = "table",
-) -> None:
-    """Ask the tables of a run in SQL."""
-    from avflow.orchestrator import views
-    from avflow.orchestrator.results import query as ask
-
-    views.show_frame(ask(run, sql), output)
-
-
-@app.command()
-def report(
-    run: Run,
-    only: Annotated[
-        str | None, typer.Option(help="One figure or table alone, by name: `fig5`, `table4`.")
-    ] = None,
-    wrong: Annotated[
-        bool, typer.Option("--wrong", help="Curves of wrongly answered samples, in report/wrong.")
-    ] = False,
-) -> None:
-    """Draw what is stored into RUN/report: a page, figures, tables, and in words what was found."""
-    print(_report(run, only=only, correct=not wrong))
-
-
-def _report(run: Path, *, only: str | None = None, correct: bool = True) -> str:
-    from avflow.orchestrator.errors import StoreError
-    from avflow.orchestrator.outcome import read_outcome
-    from avflow.orchestrator.paths import RunPaths
-    from avflow.orchestrator.report import PAGE, report_folder, words, write_only, write_report
-    from avflow.orchestrator.run_folder import stored_config
-
-    paths = RunPaths(run)
-    outcome = read_outcome(paths, stored_config(paths), correct=correct)
-    try:
-        if only is not None:
-            return "\n".join(str(path) for path in write_only(paths, outcome, only))
-        write_report(paths, outcome)
-    except OSError as error:
-        folder = report_folder(paths, outcome)
-        raise StoreError(
-            f"{folder}: the report can't be written: {error}. The results are stored: once that is "
-            f"mended, `avflow report {run}`"
-        ) from error
-    page = report_folder(paths, outcome) / PAGE
-    return f"\nWhat was found:\n{words(outcome)}\n\nreport:   {page}"
-
-
-@app.command()
-def effective(
-    run: Run,
-    out: Annotated[Path, typer.Option(help="The sweep file to write.")],
-    window: Annotated[
-        int | None, typer.Option(help="Width of the curves to go by, if there are several.")
-    ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Random choices to compare with.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Of these choices.")] = 0,
-) -> None:
-    """Write a sweep that keeps only the pathways a run found open, to see if they are enough."""
-    from avflow.orchestrator.effective import effective_sweep
-    from avflow.orchestrator.outcome import read_outcome
-    from avflow.orchestrator.paths import RunPaths, quoted
-    from avflow.orchestrator.run_folder import stored_config, to_yaml
-
-    paths = RunPaths(run)
-    config = stored_config(paths)
-    outcome = read_outcome(paths, config)
-    made = effective_sweep(config, outcome, window=window, draws=draws, seed=seed)
-    out.write_text(to_yaml(made), encoding="utf-8")
-    print(f"{out}: {len(made.interventions)} tasks; run it in a folder of its own:")
-    print(f"  avflow sweep {quoted(out)} --run {quoted(Path(f'{run}-effective'))}")
-
-
-@app.command()
-def track(run: Run) -> None:
-    """Bring MLflow up to date with the store. Nothing is logged twice."""
-    from avflow.orchestrator.paths import RunPaths
-    from avflow.orchestrator.run_folder import stored_config
-    from avflow.orchestrator.tracking import publish
-
-    paths = RunPaths(run)
-    done = publish(paths, stored_config(paths))
-    print(
-        f"{done.uri}: {done.created} runs created, {done.replaced} replaced, {done.unchanged} "
-        f"unchanged; {done.unfinished} tasks wait for samples"
-    )
-
-
-@app.command()
-def compact(run: Run) -> None:
-    """Merge a run's many small part files into few large ones. Reading goes on meanwhile."""
-    from avflow.orchestrator.compact import compact as merge
-    from avflow.orchestrator.paths import RunPaths
-    from avflow.orchestrator.run_folder import hold, stored_config
-
-    paths = RunPaths(run)
-    stored_config(paths)  # refuses what is no run folder, before a lock is put there
-    with hold(paths):
-        done = merge(paths)
-    print(f"{done.before} part files are now {done.after}")
-
-
-@app.command()
-def ui(
-    run: Run,
-    port: Annotated[int | None, typer.Option(help="Default: 5000, or a free one.")] = None,
-) -> None:
-    """Open a run's curves in MLflow's own page (loopback only). Ctrl-C ends it."""
-    from avflow.orchestrator.paths import RunPaths
-    from avflow.orchestrator.run_folder import stored_config
-    from avflow.orchestrator.ui import serve
-
-    paths = RunPaths(run)
-    serve(paths, stored_config(paths), port=port)
-
-
-@app.command()
+@app.command(rich_help_panel=KNOW)
 def inspect(
     config: Config,
     sample: Annotated[
@@ -317,32 +202,39 @@ def inspect(
     ],
     model: Annotated[str | None, typer.Option(help="Default: the file's first.")] = None,
     edges: Annotated[
-        str | None, typer.Option(help="A pathway: print which segments may not see which.")
+        str | None, typer.Option(help="A pathway's name: print which segments may not see which.")
     ] = None,
     dump: Annotated[
         Path | None,
         typer.Option(help="Write the exact model inputs and token groups to this .safetensors."),
     ] = None,
 ) -> None:
-    """Show one sample as the model sees it: prompt, segments, token groups."""
+    """Show one sample as the model sees it: prompt, segments, token groups.
+
+    For example `avflow inspect configs/demo.yaml --sample sight --edges video_to_question`.
+    """
     from avflow.orchestrator import inspecting
 
     inspecting.inspect_sample(config, sample, model=model, edges=edges, dump=dump)
 
 
-app.add_typer(cli_models.app, name="models")
-app.add_typer(cli_datasets.app, name="datasets")
+app.add_typer(cli_models.app, name="models", rich_help_panel=KNOW)
+app.add_typer(cli_datasets.app, name="datasets", rich_help_panel=KNOW)
 
 
-@app.command()
+@app.command(rich_help_panel=KNOW)
 def pathways() -> None:
-    """The paper's 37 pathways: names, as figures print them, where the paper shows them."""
+    """The paper's 37 pathways: names, as figures print them, where the paper shows them.
+
+    `video -/-> question`: the question's tokens may not read the video's. `pathways:` in a sweep
+    file adds your own.
+    """
     from avflow.orchestrator import views
 
     views.show_pathways()
 
 
-@app.command()
+@app.command(rich_help_panel=KNOW)
 def schema() -> None:
     """Print the JSON schema of sweep files, for editors."""
     from avflow.orchestrator.config import json_schema

@@ -76,12 +76,20 @@ def effective_sweep(
         )
     curves = outcome.curves.filter(variant="letter")
     widths = sorted(set(curves["window"]))
-    if window is None and len(widths) != 1:
+    if not widths:
+        raise ConfigError(
+            "the run has no curves to go by: of rightly answered samples, with "
+            "`option_span: letter`"
+        )
+    if (window or widths[0]) not in widths or (window is None and len(widths) > 1):
         raise ConfigError(f"the run has curves of windows {widths}; say which, with --window")
-    curves = curves.filter(window=widths[0] if window is None else window)
+    curves = curves.filter(window=window or widths[0])
     choices = list(choose(curves, outcome.tasks, draws=draws, seed=seed))
     if not choices:
-        raise ConfigError("the run has no complete set of curves to find pathways by")
+        raise ConfigError(
+            "no task of the run has complete curves of every pathway that is chosen from: "
+            "see `avflow status`, and the pathways of its experiments"
+        )
     layers = {
         model: max(frame["center_layer"].to_list()) + 1
         for (model,), frame in curves.group_by("model")

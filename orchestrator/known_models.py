@@ -71,7 +71,7 @@ PUBLISHED: tuple[Published, ...] = (
         checkpoint="tsinghua-ee/video-SALMONN2_plus_3B_full",
         family="video_salmonn2",
         info=_info(36, 2048, (16, 2), 11008, 151936, 4_677_981_184),
-        licence="Apache-2.0, Qwen Research",
+        licence="Apache-2.0 and Qwen Research",
     ),
     Published(
         checkpoint="tsinghua-ee/video-SALMONN2_plus_7B_full",
@@ -83,7 +83,7 @@ PUBLISHED: tuple[Published, ...] = (
         checkpoint="tsinghua-ee/video-SALMONN2_plus_72B_full",
         family="video_salmonn2",
         info=_info(80, 8192, (64, 8), 29568, 152064, 74_353_016_064),
-        licence="Apache-2.0, Qwen",
+        licence="Apache-2.0 and Qwen",
     ),
 )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from avflow.orchestrator.cost import nominal_layout
 from avflow.orchestrator.errors import ConfigError
 from avflow.orchestrator.estimate import Estimate, of_unit
+from avflow.orchestrator.source import unknown
 from avflow.workers.protocol import SampleDone, UnitFailure, UnitSpec
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def measure(plan: Plan, model: str) -> Measurement:
 
     units = [unit for unit in plan.units if unit.model == model]
     if not units:
-        raise ConfigError(f"nothing is planned for model {model}")
+        raise ConfigError(unknown("model", model, (unit.model for unit in plan.units)))
     unit = _without_probes(units[len(units) // 2])
     config = plan.config.model(model)
     execution = plan.config.execution

@@ -59,7 +59,9 @@ def plan_anyway(config: SweepConfig) -> NominalPlan:
             datasets[dataset.name] = load_samples(dataset)
         else:
             datasets[dataset.name] = _nominal_dataset(config, index, dataset)
-            missing.append(f"data set {dataset.name}: {root} is not there: counts of the paper")
+            missing.append(
+                f"data set {dataset.name}: counted from the paper's tables, as {root} is not there"
+            )
     return NominalPlan(plan=build_plan(config, datasets, models), missing=tuple(missing))
 
 
@@ -71,7 +73,10 @@ def _describe(
 
     known = {one.checkpoint: one.info for one in PUBLISHED}
     if model.path in known:  # whether it was fetched or not, its shape is this
-        return known[model.path], (f"model {model.name}: the shape of {model.path} as published",)
+        return known[model.path], (
+            f"model {model.name}: counted from the published shape of {model.path}; "
+            "no file was read",
+        )
     try:
         return describe(model.spec()), ()
     except (ValueError, OSError) as error:

@@ -53,21 +53,27 @@ class Snapshot:
 
     def line(self) -> str:
         """One line of plain text."""
+        return " · ".join([self._samples(), self._work(), self._eta()])
+
+    def lines(self) -> tuple[str, str]:
+        """The same for a terminal of 80 columns: what goes beside the bar, and what below it."""
+        return f"{self._samples()} · {self._eta()}", self._work()
+
+    def _samples(self) -> str:
+        running = f" ({self.units_running} running)" if self.units_running else ""
+        return f"{self.units_done + self.units_failed}/{self.units} samples{running}"
+
+    def _eta(self) -> str:
+        return "stopping" if self.draining else f"ETA {duration(self.eta_s)}"
+
+    def _work(self) -> str:
         workers = f"{self.workers_ready} workers"
         if self.workers_loading:
             workers += f" (+{self.workers_loading} loading)"
         if self.model_busy is not None:
             # Of wall time, by what samples say they took; what the GPU itself says is Ray's.
             workers += f", running {self.model_busy:.0%} of the time, {self.decoding:.1f} decoding"
-        parts = [
-            f"{self.units_done + self.units_failed}/{self.units} samples"
-            + (f" ({self.units_running} running)" if self.units_running else ""),
-            f"{self.curves_ended}/{self.curves} curves",
-            f"{self.failures} failures",
-            workers,
-            "stopping" if self.draining else f"ETA {duration(self.eta_s)}",
-        ]
-        return " · ".join(parts)
+        return f"{self.curves_ended}/{self.curves} curves · {self.failures} failures · {workers}"
 
 
 def duration(seconds: float | None) -> str:
@@ -137,22 +143,30 @@ class Plain:
 
 
 class Live:
-    """A bar with counts and ETA that stays at the bottom of the terminal."""
+    """A bar with ETA that stays at the bottom of the terminal, and the counts below it."""
 
     def __init__(self, console: "Console") -> None:
+        from rich.console import Group, RenderableType
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.text import Text
 
-        self._bars: RichBars = Progress(
+        class Bars(Progress):
+            def get_renderable(self) -> RenderableType:
+                below = Text(self.tasks[0].fields["below"] if self.tasks else "")
+                return Group(*self.get_renderables(), below)
+
+        self._bars: RichBars = Bars(
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}% {task.description}"),
             console=console,
         )
-        self._task = self._bars.add_task("starting", total=1.0)
+        self._task = self._bars.add_task("starting", total=1.0, below="")
         self._bars.start()
 
     def show(self, snapshot: Snapshot, now: float) -> None:
         """Update; rich redraws ten times a second."""
-        self._bars.update(self._task, completed=snapshot.share, description=snapshot.line())
+        beside, below = snapshot.lines()
+        self._bars.update(self._task, completed=snapshot.share, description=beside, below=below)
 
     def say(self, text: str) -> None:
         """Print above the bar."""

@@ -23,7 +23,7 @@ from avflow.orchestrator.paper_figures import (
 )
 from avflow.orchestrator.paths import RunPaths
 from avflow.orchestrator.run_folder import sessions
-from avflow.orchestrator.sentences import sweep_sentences
+from avflow.orchestrator.sentences import few_words, sweep_sentences
 from avflow.orchestrator.statistics import VERSION, peak_table
 from avflow.orchestrator.tables import Table
 from avflow.pathways import catalogue
@@ -38,7 +38,8 @@ _STAMP: Final = "digest.txt"
 
 def words(outcome: Outcome) -> str:
     """What was found, a line a pathway, and what to keep in mind, a line a task."""
-    return "\n".join([*_found(outcome), *(f"mind: {line}" for line in _caveats(outcome))])
+    caveats = [*few_words(outcome.curves), *_caveats(outcome)]
+    return "\n".join([*_found(outcome), *(f"mind: {line}" for line in caveats)])
 
 
 def _found(outcome: Outcome) -> list[str]:

@@ -116,7 +116,8 @@ def query(run: str | Path, sql: str) -> pl.DataFrame:
             return context.execute(sql, eager=True)
     except pl.exceptions.PolarsError as error:
         known = (*TABLES, "jobs", "units")
-        text = f"the query can't be run: {error}\ntables: {', '.join(known)}"
+        why = str(error).partition("\n\n")[0]  # then polars' own plan of the query
+        text = f"the query can't be run: {why}\ntables: {', '.join(known)}"
         raise ConfigError(text) from error
 
 

@@ -29,7 +29,6 @@ _SPOKEN: Final = {
     "incorrect_candidates": "the wrong candidates",
 }
 _MEMBERS: Final = {"video": "frames", "audio": "chunks of sound", "candidates": "candidates"}
-_PLURAL: Final = ("false_options", "incorrect_options", "incorrect_candidates", "candidates")
 
 
 def spoken(pathway: Pathway) -> str:
@@ -63,13 +62,18 @@ def curve_sentences(
         rows = list(found.filter(pathway=name).iter_rows(named=True))
         head = f"{known[name].label}: if {spoken(known[name])}, "
         lines.append(head + "; ".join(_clauses(rows)) + ".")
+    return [*lines, *few_words(curves)]
+
+
+def few_words(curves: pl.DataFrame) -> list[str]:
+    """What to keep in mind of curves of few videos; nothing where each has enough."""
     few = curves["videos"].min()
-    if isinstance(few, int) and few < FEW:
-        lines.append(
-            f"Some of these curves stand on {few} {'video' if few == 1 else 'videos'}: bands of "
-            f"fewer than {FEW} are too narrow, and of so few the absence of an effect says little."
-        )
-    return lines
+    if not isinstance(few, int) or few >= FEW:
+        return []
+    return [
+        f"Some of these curves stand on {few} {'video' if few == 1 else 'videos'}: bands of "
+        f"fewer than {FEW} are too narrow, and of so few the absence of an effect says little."
+    ]
 
 
 def sweep_sentences(curves: pl.DataFrame, own: Sequence[Pathway] = ()) -> list[str]:

@@ -3,7 +3,9 @@
 import json
 import time
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, Group
@@ -41,6 +43,11 @@ def plain_table(*columns: str) -> Table:
             column.removeprefix("#"), justify="right" if number else "left", overflow="fold"
         )
     return table
+
+
+def heading(table: Table, text: str) -> None:
+    """A line of a table that names the rows below it."""
+    table.add_row(text, style="bold")
 
 
 def thousands(number: int) -> str:
@@ -82,13 +89,13 @@ def _told(now: "RunStatus") -> Group:
             f"{now.extras:,} interventions and probes: {now.extras_done:,} done, "
             f"{now.extras_failed:,} failed, {waiting:,} waiting\n"
         )
-    table = plain_table(
-        "model", "data set", "task", "#samples", "#right", "#wrong", "#failed", "#to do"
-    )
-    for task in now.tasks:
-        to_do = task.planned - task.right - task.wrong - task.failed
-        numbers = (task.planned, task.right, task.wrong, task.failed, to_do)
-        table.add_row(task.model, task.dataset, task.task, *map(thousands, numbers))
+    table = plain_table("task", "#samples", "#right", "#wrong", "#failed", "#to do")
+    for (model, dataset), tasks in groupby(now.tasks, key=lambda task: (task.model, task.dataset)):
+        heading(table, f"{model}, {dataset}")
+        for task in tasks:
+            to_do = task.planned - task.right - task.wrong - task.failed
+            numbers = (task.planned, task.right, task.wrong, task.failed, to_do)
+            table.add_row(f"  {task.task}", *map(thousands, numbers))
     return Group(words, table)
 
 
@@ -103,16 +110,11 @@ def show_failures(run: Path, *, as_json: bool) -> None:
     if frame.is_empty():
         print("Nothing has failed.")
         return
-    table = plain_table("sample", "curve", "stage", "error", "message")
     for row in frame.iter_rows(named=True):
-        table.add_row(
-            row["unit_id"] or f"{row['model']} (whole model)",
-            row["curve"] or "all",
-            row["stage"],
-            row["error"],
-            row["message"],
-        )
-    open_console().print(table)
+        which = row["unit_id"] or f"{row['model']} (whole model)"
+        what = f"curve {row['curve']}" if row["curve"] else "all curves"
+        print(f"{which}, {what}: {row['error']} in stage {row['stage']}")
+        print(indent(row["message"], "  "))
     print()
     if frame["unit_id"].null_count():
         print(f"Models that were given up are tried again by: avflow resume {quoted(run)}")
@@ -131,6 +133,9 @@ def show_frame(frame: "pl.DataFrame", output: Literal["table", "csv", "json"]) -
             print(frame.write_json())
         case "table":
             console = open_console()
+            if console.is_terminal and _too_wide(frame, console.width):
+                _show_records(frame)
+                return
             with pl.Config(
                 tbl_rows=-1,
                 tbl_cols=-1,
@@ -140,6 +145,20 @@ def show_frame(frame: "pl.DataFrame", output: Literal["table", "csv", "json"]) -
                 tbl_hide_dataframe_shape=True,
             ):
                 print(frame)
+
+
+def _too_wide(frame: "pl.DataFrame", width: int) -> bool:
+    """Whether the names of the columns do not fit side by side, each between its rules."""
+    return sum(len(name) + 3 for name in frame.columns) + 1 > width
+
+
+def _show_records(frame: "pl.DataFrame") -> None:
+    """A line a column, for each row."""
+    widest = max(map(len, frame.columns))
+    for number, row in enumerate(frame.iter_rows(named=True), start=1):
+        print(f"row {number:,}")
+        for name, value in row.items():
+            print(f"  {name:{widest}}  {'null' if value is None else value}")
 
 
 def show_datasets() -> None:
@@ -157,7 +176,10 @@ def show_pathways() -> None:
     """The paper's pathways."""
     from avflow.pathways.catalogue import ALL
 
-    table = plain_table("name", "as figures print it", "kind of prompt", "in")
-    for pathway in ALL:
-        table.add_row(pathway.name, pathway.label, pathway.layout, ", ".join(pathway.figures))
+    table = plain_table("name", "as figures print it", "in")
+    table.columns[0].no_wrap = True  # names are there to be copied
+    for layout, of_layout in groupby(ALL, key=lambda pathway: pathway.layout):
+        heading(table, f"on {layout} prompts:")
+        for pathway in of_layout:
+            table.add_row(f"  {pathway.name}", pathway.label, ", ".join(pathway.figures))
     open_console().print(table)

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from avflow.orchestrator.cost import CLIP_S, PICTURE
 from avflow.orchestrator.estimate import CARDS, UTILISATION, Estimate, estimate, gpu_hours
-from avflow.orchestrator.views import open_console, plain_table, thousands
+from avflow.orchestrator.views import heading, open_console, plain_table, thousands
 
 if TYPE_CHECKING:
     from avflow.orchestrator.measure import Measurement
@@ -48,7 +49,9 @@ def show_plan(
     console.print(_tasks_table(plan))
     if any(group.extras for group in plan.groups):
         console.print("", _extras_table(plan))
-    console.print("", _costs_table(costs, total))
+    console.print("\nA plain forward pass a cell -> with shared prefixes:")
+    for table in _costs_tables(costs, total):
+        console.print(table, "")
     console.print(
         *_words(plan, total, accuracy, measured),
         *map(str, memory),
@@ -82,23 +85,29 @@ def _numbers(
 
 
 def _tasks_table(plan: "Plan") -> Table:
-    table = plain_table("model", "data set", "task", "#samples", "#pathways", "#jobs", "#cells")
-    for group in plan.groups:
-        jobs = sum(len(curve.job_ids) for curve in group.curves)
-        names = {curve.spec.pathway.name for curve in group.curves}
-        row = (group.samples, len(names), jobs, jobs * group.samples)
-        table.add_row(group.model, group.dataset, group.task, *map(thousands, row))
+    table = plain_table("task", "#samples", "#pathways", "#jobs", "#cells")
+    for (model, dataset), groups in groupby(plan.groups, key=lambda g: (g.model, g.dataset)):
+        heading(table, f"{model}, {dataset}")
+        for group in groups:
+            jobs = sum(len(curve.job_ids) for curve in group.curves)
+            names = {curve.spec.pathway.name for curve in group.curves}
+            row = (group.samples, len(names), jobs, jobs * group.samples)
+            table.add_row(f"  {group.task}", *map(thousands, row))
     return table
 
 
 def _extras_table(plan: "Plan") -> Table:
-    """Interventions and probes, on how many samples."""
-    table = plain_table("model", "data set", "task", "intervention or probe", "layers", "#samples")
-    for group in plan.groups:
-        for extra in group.extras:
-            layers = _layers(extra.spec.layers)
-            row = (group.model, group.dataset, group.task, extra.spec.key, layers)
-            table.add_row(*row, thousands(len(extra.samples)))
+    """Interventions and probes, on how many tasks and samples."""
+    table = plain_table("intervention or probe", "layers", "#tasks", "#samples")
+    for (model, dataset), groups in groupby(plan.groups, key=lambda g: (g.model, g.dataset)):
+        counts: dict[tuple[str, str], list[int]] = {}
+        for extra in (extra for group in groups for extra in group.extras):
+            key = extra.spec.key, _layers(extra.spec.layers)
+            counts.setdefault(key, []).append(len(extra.samples))
+        if counts:
+            heading(table, f"{model}, {dataset}")
+        for (name, layers), samples in counts.items():
+            table.add_row(f"  {name}", layers, thousands(len(samples)), thousands(sum(samples)))
     return table
 
 
@@ -114,27 +123,44 @@ def _layers(layers: Sequence[int]) -> str:
     return " ".join(texts) or "-"
 
 
-def _costs_table(costs: dict[tuple[str, str], Estimate], total: Estimate) -> Table:
-    hours = [f"#{card} h" for card in SHOWN_CARDS]
-    table = plain_table(
-        "model", "data set", "#samples", "#jobs", "#cells", "#forwards, plain", "#FLOPs, plain",
-        "#forwards, shared", "#FLOPs, shared", "#times less", *hours,
-    )  # fmt: skip
-    for (model, dataset), cost in [*costs.items(), (("all", ""), total)]:
-        table.add_row(
-            model,
-            dataset,
-            *map(thousands, (cost.samples, cost.jobs, cost.cells, round(cost.forwards))),
-            f"{cost.plain:.3g}",
-            thousands(round(cost.equivalents)),
-            f"{cost.shared:.3g}",
-            f"{cost.plain / cost.shared:.1f}" if cost.shared else "-",
-            *(
-                f"{gpu_hours(cost.plain, card):.3g} -> {gpu_hours(cost.shared, card):.3g}"
-                for card in SHOWN_CARDS
-            ),
-        )
-    return table
+def _costs_tables(costs: dict[tuple[str, str], Estimate], total: Estimate) -> tuple[Table, Table]:
+    """Counts and forward passes; FLOPs and hours: two, as one would not fit into 80 columns."""
+    cards = _alike(SHOWN_CARDS)
+    counts = plain_table("", "#samples", "#jobs", "#cells", "#forwards", "#reuse")
+    hours = plain_table("", "#FLOPs", *(f"#{', '.join(names)} h" for names in cards))
+    tables = (counts, hours)
+    for model, keys in groupby(costs, key=lambda key: key[0]):
+        for table in tables:
+            heading(table, model)
+        for key in keys:
+            _add_cost(tables, f"  {key[1]}", costs[key], cards)
+    _add_cost(tables, "all", total, cards)
+    return tables
+
+
+def _add_cost(
+    tables: tuple[Table, Table], name: str, cost: Estimate, cards: Sequence[Sequence[str]]
+) -> None:
+    counts, hours = tables
+    counts.add_row(
+        name,
+        *map(thousands, (cost.samples, cost.jobs, cost.cells)),
+        f"{cost.forwards:,.0f} -> {cost.equivalents:,.0f}",
+        f"{cost.plain / cost.shared:.1f}x" if cost.shared else "-",
+    )
+    hours.add_row(
+        name,
+        f"{cost.plain:.3g} -> {cost.shared:.3g}",
+        *(
+            f"{gpu_hours(cost.plain, names[0]):.3g} -> {gpu_hours(cost.shared, names[0]):.3g}"
+            for names in cards
+        ),
+    )
+
+
+def _alike(cards: Sequence[str]) -> list[list[str]]:
+    """Cards of one peak together: their hours are the same."""
+    return [list(names) for _, names in groupby(cards, key=lambda card: CARDS[card])]
 
 
 def _words(
@@ -144,8 +170,8 @@ def _words(
     hours = ", ".join(f"{card} {gpu_hours(total.shared, card):.3g}" for card in CARDS)
     right = "every baseline right" if accuracy == 1 else f"{accuracy:.0%} of the baselines right"
     lines = [
-        f"\n{counts.jobs:,} jobs over {counts.samples:,} samples: {counts.cells:,} cells, "
-        f"{counts.curves:,} curves in {counts.units:,} units",
+        f"{counts.jobs:,} jobs over {counts.samples:,} samples: {counts.cells:,} cells, "
+        f"{counts.curves:,} curves in {counts.units:,} units (a sample under a model)",
         f"{counts.interventions:,} interventions and {counts.probes:,} probes, each on one sample",
         f"Plain: {total.forwards:,.0f} forward passes, {total.plain:.3g} FLOPs; with shared "
         f"prefixes the work of {total.equivalents:,.0f}, {total.shared:.3g} FLOPs "

@@ -5,12 +5,14 @@ nothing; with the pathways found alone, answers must stand, and with as many oth
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from in_process import avflow
 from test_known_answers import small
 
 from avflow.orchestrator.config import SweepConfig
@@ -164,8 +166,32 @@ def test_both_directions_are_one_candidate_where_they_were_not_looked_at_apart()
 
 
 def test_several_windows_ask_for_one(curves: tuple[SweepConfig, Outcome]) -> None:
-    with pytest.raises(ConfigError, match="no complete set of curves"):
-        effective_sweep(*curves, window=5, draws=1, seed=0)
+    config, outcome = curves
+    wider = outcome.curves.with_columns(window=pl.lit(5).cast(outcome.curves.schema["window"]))
+    both = replace(outcome, curves=pl.concat([outcome.curves, wider]))
+    with pytest.raises(ConfigError, match=r"windows \[3, 5\]; say which, with --window"):
+        effective_sweep(config, both, draws=1, seed=0)
+    assert effective_sweep(config, both, window=5, draws=1, seed=0).interventions
+
+
+def test_a_width_that_was_not_run_is_refused(curves: tuple[SweepConfig, Outcome]) -> None:
+    with pytest.raises(ConfigError, match=r"windows \[3\]; say which, with --window"):
+        effective_sweep(*curves, window=7, draws=1, seed=0)
+    nothing = replace(curves[1], curves=curves[1].curves.clear())
+    with pytest.raises(ConfigError, match="no curves to go by"):
+        effective_sweep(curves[0], nothing, draws=1, seed=0)
+
+
+def test_where_the_file_cannot_be_written_is_said(
+    curves: tuple[SweepConfig, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avflow.orchestrator.run_folder.stored_config", lambda paths: curves[0])
+    monkeypatch.setattr("avflow.orchestrator.outcome.read_outcome", lambda paths, of: curves[1])
+    (tmp_path / "file").touch()
+    done = avflow("effective", str(tmp_path), "--out", str(tmp_path / "file" / "out.yaml"))
+    assert done.returncode == 2
+    assert "out.yaml can't be written" in done.stderr
+    assert avflow("effective", str(tmp_path), "--out", str(tmp_path / "a/b.yaml")).returncode == 0
 
 
 def test_curves_of_some_layers_do_not_say_what_was_found(

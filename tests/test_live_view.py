@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from stored_run import make_plan, sample_done
 
 from avflow.orchestrator.activity import WINDOW_S, Activity
-from avflow.orchestrator.progress import Plain, Snapshot
+from avflow.orchestrator.progress import Live, Plain, Snapshot
 
 SNAPSHOT = Snapshot(
     units=10,
@@ -40,6 +41,22 @@ def test_a_line_says_counts_by_state_and_how_busy() -> None:
         "4/10 samples (2 running) · 16/40 curves · 1 failures · 2 workers (+1 loading), "
         "running 87% of the time, 1.2 decoding · ETA 1:30\n"
     )
+
+
+def test_a_terminal_of_80_columns_shows_all_of_it() -> None:
+    out = io.StringIO()
+    shown = Live(Console(file=out, force_terminal=True, width=80))
+    many = replace(
+        SNAPSHOT, units=14_400, units_done=812, units_failed=0, units_running=16, curves=520_000,
+        curves_ended=29_412, workers_ready=1000, share=0.05, working_s=1000,
+    )  # fmt: skip
+    shown.show(many, 0.0)
+    shown.close()
+    last = out.getvalue().rpartition("812/14400 samples (16 running)")[2]
+    assert last.startswith(" · ETA 5:16:40")
+    below = last.partition("\n")[2].replace("\n", " ")
+    assert "29412/520000 curves · 1 failures · 1000 workers (+1 loading)" in below
+    assert "running 87% of the time, 1.2 decoding" in below
 
 
 def test_shares_are_of_the_last_minutes() -> None:

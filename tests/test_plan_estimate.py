@@ -47,7 +47,7 @@ def test_samples_are_as_many_as_the_paper_counts(paper: SweepConfig) -> None:
 
 def test_what_is_not_there_is_said(fig3: NominalPlan) -> None:
     assert len(fig3.missing) == 2
-    assert "counts of the paper" in fig3.missing[1]
+    assert "counted from the paper's tables" in fig3.missing[1]
     counts = fig3.plan.counts()
     assert counts.units == 2081
     assert counts.cells == 2081 * 3 * 36
@@ -108,6 +108,11 @@ def test_hours_follow_from_the_card() -> None:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return plan_sweep(load_config(write_sweep(tmp_path_factory.mktemp("tiny"))))
+
+
+def test_a_model_that_is_not_planned_is_not_measured(tiny: Plan) -> None:
+    with pytest.raises(ConfigError, match="unknown model 'tinny'; did you mean 'tiny'"):
+        measure(tiny, "tinny")
 
 
 def test_one_real_sample_calibrates(tiny: Plan, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,14 +16,19 @@ class Done:
     stdout: str
     stderr: str
 
+    @property
+    def said(self) -> str:
+        """All that it printed."""
+        return self.stdout + self.stderr
 
-def avflow(*words: str) -> Done:
-    """Run it; pages are 160 columns wide."""
+
+def avflow(*words: object, columns: int = 160) -> Done:
+    """Run it; pages are `columns` wide."""
     out, err = io.StringIO(), io.StringIO()
-    argv = patch("sys.argv", ["avflow", *words])
+    argv = patch("sys.argv", ["avflow", *map(str, words)])
     with (
         argv,
-        patch.dict("os.environ", {"COLUMNS": "160"}),
+        patch.dict("os.environ", {"COLUMNS": str(columns)}),
         redirect_stdout(out),
         redirect_stderr(err),
     ):

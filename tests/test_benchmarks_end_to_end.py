@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import in_process
 import numpy as np
 import polars as pl
 import pytest
@@ -23,7 +24,6 @@ from benchmark_snapshots import (
 from avflow.datasets.media import decode_sample
 from avflow.datasets.sample import Sample
 from avflow.datasets.selections import CQR, QRC, RCQ, RQC
-from avflow.orchestrator import cli
 from avflow.orchestrator.data import LoadedDataset
 from avflow.orchestrator.paths import RunPaths
 from avflow.orchestrator.results import read
@@ -166,21 +166,13 @@ def sweep_file(
 
 
 @pytest.fixture
-def avflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def avflow(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("avflow.orchestrator.tracking.publish", lambda paths, config: None)
     monkeypatch.setattr("avflow.orchestrator.cli._report", lambda run: "")
 
     def run(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["avflow", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "300")
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        else:
-            status = 0
-        said = capsys.readouterr()
-        return status, said.out + said.err
+        done = in_process.avflow(*words, columns=300)
+        return done.returncode, done.said
 
     return run
 

@@ -5,11 +5,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import in_process
 import pytest
 import yaml
 from safetensors.numpy import load_file
-
-from avflow.orchestrator import cli
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 Run = Callable[..., tuple[int, str]]
@@ -21,22 +20,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def avflow(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def avflow(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the command in this process; its exit status and everything it printed."""
     monkeypatch.setenv("AVFLOW_CACHE", str(cache))
-    monkeypatch.setenv("COLUMNS", "200")
 
     def run(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["avflow", *map(str, words)])
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        else:
-            status = 0
-        said = capsys.readouterr()
-        return status, said.out + said.err
+        done = in_process.avflow(*words, columns=200)
+        return done.returncode, done.said
 
     return run
 

@@ -5,42 +5,26 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub import COMMIT, Hub, serving
+from in_process import avflow
 from safetensors.torch import load_file, save_file
 from tiny_models import SHARDS, as_published
 
-from avflow.orchestrator import cli
 from avflow.orchestrator.known_models import PAPER_TOKENS, PUBLISHED, Published, needed_bytes
 from avflow.workers.models import FAMILIES
 from avflow.workers.models.qwen2_5_omni_config import meta_thinker
 from avflow.workers.models.tiny import build_tiny_checkpoint
 from avflow.workers.models.video_salmonn2_net import meta_model
 
-Run = Callable[..., tuple[int, str]]
 
-
-@pytest.fixture
-def avflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["avflow", "models", *map(str, words)])
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        else:
-            status = 0
-        said = capsys.readouterr()
-        return status, said.out + said.err
-
-    return run
+def models(*words: object) -> tuple[int, str]:
+    """`avflow models` in this process; its exit status and everything it printed."""
+    done = avflow("models", *words, columns=100)
+    return done.returncode, done.said
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +32,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "omni", n_layers=3)
 
 
-def test_the_list_names_families_checkpoints_and_what_they_need(avflow: Run) -> None:
-    status, text = avflow()
+def test_the_list_names_families_checkpoints_and_what_they_need() -> None:
+    status, text = models()
     assert status == 0
     for word in (*FAMILIES, "Qwen/Qwen2.5-Omni-7B", "8.93 B", "Apache-2.0", "testbed"):
         assert word in text
-    status, text = avflow("--json")
+    status, text = models("--json")
     rows = {row["checkpoint"]: row for row in json.loads(text)["checkpoints"]}
     assert rows["Qwen/Qwen2.5-Omni-3B"]["info"]["n_layers"] == 36
     assert rows["Qwen/Qwen2.5-Omni-3B"]["needed_bytes"] > 2 * 4_703_464_448
@@ -115,31 +99,31 @@ def test_memory_counts_weights_keys_and_values_at_the_papers_size() -> None:
 
 @pytest.mark.parametrize("published", [False, True])
 def test_a_sound_checkpoint_is_recognised_and_passes(
-    avflow: Run, tiny: Path, tmp_path: Path, published: bool
+    tiny: Path, tmp_path: Path, published: bool
 ) -> None:
     folder = Path(shutil.copytree(tiny, tmp_path / "copy"))
     if published:
         as_published(folder)
-    status, text = avflow("check", folder, "--dtype", "float32")
+    status, text = models("check", folder, "--dtype", "float32")
     assert status == 0, text
     assert text.startswith("qwen2_5_omni: 3 layers of 64")
     assert "56 checks, 0 failed" in text
 
 
-def test_a_failed_check_is_exit_status_3(avflow: Run, tiny: Path, tmp_path: Path) -> None:
+def test_a_failed_check_is_exit_status_3(tiny: Path, tmp_path: Path) -> None:
     """An LM head that is constant answers the same whatever is blocked."""
     folder = Path(shutil.copytree(tiny, tmp_path / "copy"))
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"].zero_()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    status, text = avflow("check", folder, "--dtype", "float32", "--json")
+    status, text = models("check", folder, "--dtype", "float32", "--json")
     assert status == 3
     failed = {c["name"] for c in json.loads(text)["checks"] if c["result"] == "failed"}
     assert failed == {"blocking all before last changes it"}
 
 
-def test_what_is_no_checkpoint_is_exit_status_2(avflow: Run, tiny: Path, tmp_path: Path) -> None:
-    assert avflow("check", tmp_path)[0] == 2
+def test_what_is_no_checkpoint_is_exit_status_2(tiny: Path, tmp_path: Path) -> None:
+    assert models("check", tmp_path)[0] == 2
     for change, says in (
         ({"model_type": "llama"}, "model_type is 'llama', which no family knows"),
         ({"model_type": "qwen2_5_vl"}, "video_SALMONN2_plus"),
@@ -147,12 +131,12 @@ def test_what_is_no_checkpoint_is_exit_status_2(avflow: Run, tiny: Path, tmp_pat
         folder = Path(shutil.copytree(tiny, tmp_path / change["model_type"]))
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | change))
-        status, text = avflow("check", folder)
+        status, text = models("check", folder)
         assert (status, says in text) == (2, True), text
-    status, text = avflow("check", tiny, "--family", "gpt")
+    status, text = models("check", tiny, "--family", "gpt")
     assert (status, "no family 'gpt'" in text) == (2, True)
     (tmp_path / "llama" / "model.safetensors").unlink()
-    status, text = avflow("check", tmp_path / "llama", "--family", "qwen2_5_omni")
+    status, text = models("check", tmp_path / "llama", "--family", "qwen2_5_omni")
     assert (status, "model.safetensors is missing" in text) == (2, True)
 
 

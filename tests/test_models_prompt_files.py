@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from in_process import avflow
 from salmonn import spec_of as salmonn_spec
 from salmonn import tiny_checkpoint
 from tiny_models import as_published, hub_cache, spec_of
 from tiny_sweep import write_sweep
 
-from avflow.orchestrator import cli
 from avflow.workers.models import describe, load
 from avflow.workers.models.base import ModelSpec, UnsupportedModelError
 from avflow.workers.models.tiny import SPECIAL_TOKENS, build_tiny_checkpoint
@@ -199,8 +199,6 @@ def test_the_cache_of_the_hub_is_looked_through_too(
 def test_nothing_is_started_for_a_checkpoint_without_a_tokenizer(
     copy: Callable[[str], Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     family: str,
     command: str,
 ) -> None:
@@ -211,10 +209,7 @@ def test_nothing_is_started_for_a_checkpoint_without_a_tokenizer(
     config["models"].append({"name": "broken", "family": family, "path": str(broken)})
     file.write_text(yaml.safe_dump(config))
     run = ["--run", str(tmp_path / "run")] if command == "sweep" else []
-    monkeypatch.setattr("sys.argv", ["avflow", command, str(file), *run])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    said = " ".join(capsys.readouterr().err.split())
-    assert ended.value.code == 2
-    assert "tokenizer.json" in said
+    done = avflow(command, file, *run)
+    assert done.returncode == 2
+    assert "tokenizer.json" in " ".join(done.stderr.split())
     assert not (tmp_path / "run").exists()

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import pytest
 import yaml
+from in_process import avflow
 from salmonn import tiny_checkpoint
 
-from avflow.orchestrator import cli
 from avflow.orchestrator.load import load
 from avflow.orchestrator.refusals import refused_prompts
 from avflow.orchestrator.sweep import plan_sweep
@@ -41,17 +40,12 @@ def sweep_file(tmp_path: Path, **experiment: object) -> Path:
     return file
 
 
-def test_tasks_that_a_family_can_not_take_are_warned_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tasks_that_a_family_can_not_take_are_warned_of(tmp_path: Path) -> None:
     file = sweep_file(tmp_path)
     (warning,) = refused_prompts(plan_sweep(load(file)))
     assert warning.startswith("model salmonn: video_salmonn2 takes no interleaved prompts")
     assert "testbed/match_image (2 samples)" in warning
-    monkeypatch.setattr("sys.argv", ["avflow", "plan", str(file)])
-    with pytest.raises(SystemExit):
-        cli.main()
-    said = capsys.readouterr().out
+    said = avflow("plan", file).stdout
     assert "takes no interleaved prompts" in " ".join(said.split())
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from avflow.pathways import catalogue
 from avflow.pathways.groups import group_positions, members, positions
-from avflow.pathways.layout import Layout
+from avflow.pathways.layout import Layout, Segment
 from avflow.pathways.pathway import (
     Pathway,
     blocked_segments,
@@ -29,6 +29,16 @@ TOLERANCE = 1e-5
 
 def of_kind(layout: Layout) -> list[Pathway]:
     return [p for p in catalogue.ALL if p.layout == layout.kind]
+
+
+def clip_of(*lengths: int) -> Layout:
+    """Frames of these lengths, then the last position."""
+    segments, at = [], 0
+    for index, length in enumerate(lengths):
+        segments.append(Segment(kind="frame", start=at, stop=at + length, index=index))
+        at += length
+    segments.append(Segment(kind="last", start=at, stop=at + 1))
+    return Layout(kind="single_video", n_tokens=at + 1, segments=tuple(segments), answer=0)
 
 
 def knockout(layout: Layout, pathway: Pathway, window: int, n_layers: int) -> Knockout:

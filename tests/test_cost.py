@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from engine_ways import clip_of
 
 from avflow.orchestrator.config import ExecutionConfig
 from avflow.pathways import catalogue
@@ -22,16 +23,6 @@ QUERY_OUTPUT = 2 * (2 * 6) * 2
 LINEAR = KEY_VALUE + QUERY_OUTPUT + 3 * 2 * (2 * 5)
 EDGE = 2 * 2 * (2 * 3)  # score and mix, 2 heads of 3
 HEAD = 2 * 2 * 7
-
-
-def layout_of(*lengths: int) -> Layout:
-    """Frames of these lengths, then the last position."""
-    segments, at = [], 0
-    for index, length in enumerate(lengths):
-        segments.append(Segment(kind="frame", start=at, stop=at + length, index=index))
-        at += length
-    segments.append(Segment(kind="last", start=at, stop=at + 1))
-    return Layout(kind="single_video", n_tokens=at + 1, segments=tuple(segments), answer=0)
 
 
 def blocking(
@@ -62,7 +53,7 @@ def test_flops_of_a_token_layer_by_hand() -> None:
 def test_the_floor_by_hand() -> None:
     """Two windows of one layer over four: layer 1, then layer 3, the last. Positions 7 and 8 (a
     segment) lose 2 keys each; the last position, 9, loses none."""
-    layout = layout_of(2, 5, 2)
+    layout = clip_of(2, 5, 2)
     knockout = blocking(layout, [(2, 0)], (1,), (3,))
     floor = cost.knockout_floor(layout, SMALL, [knockout])
     assert floor.token_layers == 2 + 3 + 1  # the window at the top changes nothing: no last target
@@ -74,7 +65,7 @@ def test_the_floor_by_hand() -> None:
 
 def test_what_a_replay_executes_by_hand() -> None:
     """The same, plus the trunk beside it (to layer 3, and to the top as the control)."""
-    layout = layout_of(2, 5, 2)
+    layout = clip_of(2, 5, 2)
     knockout = blocking(layout, [(2, 0)], (1,), (3,))
     done = executed(layout, SMALL, [knockout], 2**20)
     trunk_edges, suffix = 8 + 9 + 10, 3
@@ -95,7 +86,7 @@ def test_the_floor_is_c_min_less_what_clipped_windows_share(n_layers: int, windo
         n_layers=n_layers, hidden=64, heads=4, kv_heads=2, head_size=16, intermediate=128,
         vocabulary=200, n_tokens=200, item_bytes=4,
     )  # fmt: skip
-    layout = layout_of(100, 49, 40, 10)
+    layout = clip_of(100, 49, 40, 10)
     windows = [window_layers(c, window, n_layers) for c in range(n_layers)]
     knockout = blocking(layout, [(2, 0), (3, 0), (4, 0)], *(tuple(w) for w in windows))
     m = targets = 51
@@ -110,7 +101,7 @@ def test_the_floor_is_c_min_less_what_clipped_windows_share(n_layers: int, windo
 
 
 def test_the_same_question_asked_twice_costs_once() -> None:
-    layout = layout_of(2, 5, 2)
+    layout = clip_of(2, 5, 2)
     once = blocking(layout, [(2, 0)], (1,), (1, 2))
     twice = [once, blocking(layout, [(2, 0)], (1, 2), (1,))]
     assert cost.knockout_floor(layout, SMALL, twice) == cost.knockout_floor(layout, SMALL, [once])

@@ -3,28 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from engine_ways import clip_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from avflow.pathways import catalogue
-from avflow.pathways.layout import Layout, Segment
+from avflow.pathways.layout import Layout
 from avflow.pathways.pathway import blocked_segments
 from avflow.workers.engine import flex, reads
 from avflow.workers.engine.reads import Keys, Reads, plan_reads
 from avflow.workers.engine.rows import target_spans
 
 CPU = torch.device("cpu")
-
-
-def laid(lengths: list[int]) -> Layout:
-    """Frames of these lengths, and the last position."""
-    segments, at = [], 0
-    for index, length in enumerate(lengths):
-        segments.append(Segment(kind="frame", start=at, stop=at + length, index=index))
-        at += length
-    segments.append(Segment(kind="last", start=at, stop=at + 1))
-    return Layout(kind="single_video", n_tokens=at + 1, segments=tuple(segments), answer=0)
 
 
 def dense(layout: Layout, blocked: np.ndarray | None) -> np.ndarray:
@@ -61,7 +52,7 @@ def drawn(plan: Reads, queries: list[int], own_from: int, n: int) -> np.ndarray:
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Layout, np.ndarray | None, list[tuple[int, int]], int]:
-    layout = laid(draw(st.lists(st.integers(1, 5), min_size=1, max_size=9)))
+    layout = clip_of(*draw(st.lists(st.integers(1, 5), min_size=1, max_size=9)))
     n_segments, n = len(layout.segments), layout.n_tokens
     blocked = draw(
         st.none() | arrays.arrays(np.bool_, (n_segments, n_segments), elements=st.booleans())
@@ -125,7 +116,7 @@ def test_question_targets_take_three_parts_and_no_copy_of_their_own_keys(random_
 
 
 def test_parts_that_miss_an_edge_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    layout = laid([3, 4, 5])
+    layout = clip_of(3, 4, 5)
     blocked = np.zeros((4, 4), dtype=bool)
     blocked[2, 0] = True
     whole = reads._earlier

@@ -4,16 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+from engine_ways import reference_edges, reference_inputs
 from unit_runs import curve, curves_of, unit
 
 from avflow.datasets.media import decode_sample
 from avflow.datasets.testbed.questions import TASKS
 from avflow.datasets.testbed.samples import load as load_samples
 from avflow.pathways import catalogue
-from avflow.pathways.groups import group_positions, members, positions
-from avflow.pathways.layout import Layout
-from avflow.pathways.pathway import Pathway
 from avflow.workers import models
 from avflow.workers.encoders import EncoderCache
 from avflow.workers.engine import reference
@@ -76,32 +73,12 @@ def test_from_media_files_to_the_references_numbers(
     done = curves_of(events)
     assert set(done) == {c.key for c in curves}
     prepared = loaded.prepare(sample, media)
-    embedded = embed(loaded, prepared)
-    inputs = reference.Inputs(
-        inputs_embeds=embedded.inputs_embeds,
-        position_ids=embedded.position_ids,
-        attention_mask=embedded.attention_mask,
-    )
+    inputs = reference_inputs(embed(loaded, prepared))
     for c in curves:
-        edges = plain_edges(prepared.layout, c.pathway)
+        edges = reference_edges(prepared.layout, c.pathway)
         for center in (0, 3, loaded.info.n_layers - 1):
             expected = reference.knockout_probabilities(loaded.hf_model, inputs, edges, center, 3)
             options = expected[list(prepared.option_tokens)].double().numpy()
             np.testing.assert_allclose(done[c.key].p_options[center], options, atol=1e-5)
             base = float(expected[done[c.key].base_token])
             assert done[c.key].p_knockout[center] == pytest.approx(base, abs=1e-5)
-
-
-def plain_edges(layout: Layout, pathway: Pathway) -> torch.Tensor:
-    """The pathway as bare positions, for the reference."""
-    if pathway.direction == "across":
-        held = [m for name in pathway.sources for m in members(layout, name)]
-        return reference.edges_across(
-            layout.n_tokens, [positions(layout, m).tolist() for m in held]
-        )
-    ends = [
-        [p for name in names for p in group_positions(layout, name).tolist()]
-        for names in (pathway.sources, pathway.targets)
-    ]
-    both_ways = pathway.direction == "both_ways"
-    return reference.edges_between(layout.n_tokens, ends[0], ends[1], both_ways=both_ways)

@@ -9,9 +9,9 @@ import av
 import numpy as np
 import pytest
 import torch
+from engine_ways import reference_edges, reference_inputs
 from media_files import even, write_video
 from salmonn import change_config, sample_of, spec_of, tiny_checkpoint
-from torch import Tensor
 
 from avflow.datasets.media import DecodedMedia, MediaError, decode_sample
 from avflow.datasets.prompts import multiple_choice
@@ -20,8 +20,7 @@ from avflow.datasets.sampling import spread_indices
 from avflow.datasets.testbed.render import render_clip
 from avflow.datasets.testbed.world import Scene
 from avflow.pathways import catalogue
-from avflow.pathways.groups import group_positions, members, positions
-from avflow.pathways.layout import Layout
+from avflow.pathways.groups import group_positions, members
 from avflow.pathways.pathway import Pathway
 from avflow.workers.engine import reference
 from avflow.workers.models import load
@@ -252,31 +251,13 @@ def test_a_clip_through_the_engine_gives_the_references_numbers(
     done = {event.curve: event for event in events if isinstance(event, CurveDone)}
     assert set(done) == {c.key for c in some}
     prepared = model.prepare(HEARD, decoded)
-    embedded = embed(model, prepared)
-    inputs = reference.Inputs(
-        inputs_embeds=embedded.inputs_embeds,
-        position_ids=embedded.position_ids,
-        attention_mask=embedded.attention_mask,
-    )
+    inputs = reference_inputs(embed(model, prepared))
     for c in some:
-        edges = plain_edges(prepared.layout, c.pathway)
+        edges = reference_edges(prepared.layout, c.pathway)
         for center in c.center_layers:
             expected = reference.knockout_probabilities(model.hf_model, inputs, edges, center, 2)
             options = expected[list(prepared.option_tokens)].double().numpy()
             np.testing.assert_allclose(done[c.key].p_options[center], options, atol=1e-5)
-
-
-def plain_edges(layout: Layout, pathway: Pathway) -> Tensor:
-    """The pathway as bare positions, for the reference."""
-    if pathway.direction == "across":
-        held = [positions(layout, m).tolist() for n in pathway.sources for m in members(layout, n)]
-        return reference.edges_across(layout.n_tokens, held)
-    sources, targets = (
-        [p for name in names for p in group_positions(layout, name).tolist()]
-        for names in (pathway.sources, pathway.targets)
-    )
-    both_ways = pathway.direction == "both_ways"
-    return reference.edges_between(layout.n_tokens, sources, targets, both_ways=both_ways)
 
 
 def test_the_suite_that_every_adapter_passes(

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
+from avflow.datasets.media_spec import MediaSpec
 from avflow.datasets.sample import LETTERS
 from avflow.datasets.selections import (
     AV_ODYSSEY,
@@ -42,6 +43,18 @@ PAPER: Mapping[str, dict[str, int]] = {
     )
 }
 N_CLIPS = 2
+SPEC = MediaSpec(
+    fps=2.0,
+    max_frames=8,
+    temporal_patch=2,
+    frame_min_pixels=0,
+    frame_max_pixels=10**6,
+    image_min_pixels=0,
+    image_max_pixels=10**6,
+    patch_multiple=28,
+    sample_rate=16000,
+    max_audio_s=None,
+)
 
 _WORDS = ('the one in red, saying "I can\'t"', "nobody", "the one who left's friend", "both")
 

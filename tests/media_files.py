@@ -122,6 +122,20 @@ def write_sound(
     return path
 
 
+def write_seconds_of_sound(path: Path, starts: Sequence[float]) -> Path:
+    """A second of tone from each start, in seconds; between them the track has nothing."""
+    with av.open(str(path), "w") as container:
+        track = container.add_stream("pcm_s16le", rate=RATE, layout="stereo")
+        for start in starts:
+            wave = (tone(1) * 2**15).astype(np.int16).T.reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="stereo")
+            frame.sample_rate, frame.pts = RATE, round(start * RATE)
+            frame.time_base = Fraction(1, RATE)
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    return path
+
+
 def even(seconds: float, fps: float) -> list[float]:
     return [i / fps for i in range(round(seconds * fps))]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from benchmark_snapshots import (
+    SPEC,
     Row,
     changed,
     load,
@@ -16,25 +17,12 @@ from benchmark_snapshots import (
 )
 
 from avflow.datasets.media import MediaError, decode_media, decode_sample
-from avflow.datasets.media_spec import MediaSpec
 from avflow.datasets.sample import LETTERS, MediaPart, Sample, TextPart
 from avflow.datasets.selections import CQR, QRC, RCQ, RQC
 from avflow.datasets.stored_media import cell_path, opened
 from avflow.orchestrator.errors import ConfigError
 
 ALL_FOUR = (CQR, QRC, RCQ, RQC)
-SPEC = MediaSpec(
-    fps=2.0,
-    max_frames=8,
-    temporal_patch=2,
-    frame_min_pixels=0,
-    frame_max_pixels=10**6,
-    image_min_pixels=0,
-    image_max_pixels=10**6,
-    patch_multiple=28,
-    sample_rate=16000,
-    max_audio_s=None,
-)
 
 
 def without_paths(sample: Sample) -> tuple[object, ...]:

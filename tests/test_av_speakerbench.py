@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from benchmark_snapshots import (
+    SPEC,
     Row,
     changed,
     load,
@@ -13,7 +14,6 @@ from benchmark_snapshots import (
 )
 
 from avflow.datasets.media import decode_sample
-from avflow.datasets.media_spec import MediaSpec
 from avflow.datasets.sample import MediaPart, TextPart
 from avflow.orchestrator.errors import ConfigError
 
@@ -142,19 +142,7 @@ def test_an_id_twice_and_an_empty_selection_are_errors(tmp_path: Path) -> None:
 
 def test_its_clips_decode_with_their_sound(tmp_path: Path) -> None:
     root = write_speakerbench(tmp_path, speakerbench_rows({"Speech Rate": 1}), media=True)
-    spec = MediaSpec(
-        fps=2.0,
-        max_frames=8,
-        temporal_patch=2,
-        frame_min_pixels=0,
-        frame_max_pixels=10**6,
-        image_min_pixels=0,
-        image_max_pixels=10**6,
-        patch_multiple=28,
-        sample_rate=16000,
-        max_audio_s=None,
-    )
-    (media,) = decode_sample(root, load("av_speakerbench", root).samples[0], spec)
+    (media,) = decode_sample(root, load("av_speakerbench", root).samples[0], SPEC)
     assert media.frames is not None
     assert media.waveform is not None
     assert media.duration == pytest.approx(len(media.waveform) / 16000, abs=0.05)

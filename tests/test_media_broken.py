@@ -1,14 +1,20 @@
 """Damaged, truncated, sealed and nonsensical files: each is named, none crashes or hangs."""
 
 import contextlib
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import soundfile
-from media_files import RATE, decode, even, tone, write_plain, write_sound, write_video
+from media_files import (
+    decode,
+    even,
+    write_plain,
+    write_seconds_of_sound,
+    write_sound,
+    write_video,
+)
 from PIL import Image
 
 from avflow.datasets.media import MediaError
@@ -37,16 +43,7 @@ def test_truncated_video_is_named(tmp_path: Path, name: str, kept: float) -> Non
 
 
 def test_sound_whose_clock_jumps_by_days_is_no_silence_to_fill(tmp_path: Path) -> None:
-    path = tmp_path / "a.mkv"
-    with av.open(str(path), "w") as container:
-        track = container.add_stream("pcm_s16le", rate=RATE, layout="stereo")
-        for start in (0, 1_000_000):
-            wave = (tone(1) * 2**15).astype(np.int16).T.reshape(1, -1)
-            frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="stereo")
-            frame.sample_rate, frame.pts = RATE, start * RATE
-            frame.time_base = Fraction(1, RATE)
-            container.mux(track.encode(frame))
-        container.mux(track.encode(None))
+    path = write_seconds_of_sound(tmp_path / "a.mkv", (0, 1_000_000))
     with pytest.raises(MediaError, match="time stamps of its sound jump by 999999 s"):
         decode(path, kind="audio")
 

@@ -1,7 +1,6 @@
 """Odd but honest files, as cameras, browsers and editors make them."""
 
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,6 +16,7 @@ from media_files import (
     pitch,
     tone,
     write_plain,
+    write_seconds_of_sound,
     write_sound,
     write_video,
 )
@@ -170,16 +170,7 @@ def test_what_ends_early_is_noted(tmp_path: Path) -> None:
 
 
 def test_a_hole_in_the_sound_is_filled_and_noted(tmp_path: Path) -> None:
-    path = tmp_path / "a.mkv"
-    with av.open(str(path), "w") as container:
-        track = container.add_stream("pcm_s16le", rate=RATE, layout="stereo")
-        for start in (0.0, 2.0):
-            wave = (tone(1) * 2**15).astype(np.int16).T.reshape(1, -1)
-            frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="stereo")
-            frame.sample_rate, frame.pts = RATE, round(start * RATE)
-            frame.time_base = Fraction(1, RATE)
-            container.mux(track.encode(frame))
-        container.mux(track.encode(None))
+    path = write_seconds_of_sound(tmp_path / "a.mkv", (0, 2))
     media = decode(path, kind="audio")
     assert media.waveform is not None
     assert len(media.waveform) == pytest.approx(48_000, abs=20)

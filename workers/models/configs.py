@@ -1,6 +1,8 @@
 """What adapters ask of a config.json: sizes, keys they can't do without, values they know."""
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from avflow.workers.models.base import ModelInfo, ModelSpec, UnsupportedModelError
@@ -13,6 +15,12 @@ TEXT_VALUES: Mapping[str, tuple[object, ...]] = {
     "use_sliding_window": (None, False),
     "attention_dropout": (None, 0, 0.0),
 }
+
+
+def config_json(folder: Path) -> dict[str, Any]:
+    """What `checkpoint.read_config` has checked, read again from a folder it gave."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def refuse_faults(spec: ModelSpec, faults: list[str]) -> None:

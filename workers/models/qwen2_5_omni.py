@@ -6,7 +6,6 @@ assumes, the positions it computes from a missing argument, special tokens that 
 config and tokenizer. Runs with transformers 5.17 and 5.23.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from avflow.workers.models.base import (
     with_media,
 )
 from avflow.workers.models.checkpoint import describing_folder, local_folder
+from avflow.workers.models.configs import config_json
 from avflow.workers.models.placement import device_map, named
 from avflow.workers.models.qwen2_5_omni_config import (
     FRAME_TOKENS,
@@ -103,15 +103,10 @@ def _maker(spec: ModelSpec, folder: Path) -> PromptMaker:
 
     hf: Any = transformers
     processor = hf.Qwen2_5OmniProcessor.from_pretrained(folder)
-    config = thinker_config(_config(folder))
+    config = thinker_config(config_json(folder))
     check_agreement(spec, config, processor)
     system = DEFAULT_SYSTEM_PROMPT if spec.system_prompt is None else spec.system_prompt
     return prompt_maker(processor, config, media_spec(spec, processor), system)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config
 
 
 def load(spec: ModelSpec, devices: Sequence[str]) -> QwenOmni:
@@ -133,7 +128,7 @@ def load(spec: ModelSpec, devices: Sequence[str]) -> QwenOmni:
             dtype=DTYPES[spec.dtype],
             # The encoders keep sdpa: a plain string would reach them too.
             attn_implementation={"text_config": spec.attention},
-            device_map=device_map(_parts(meta_thinker(_config(folder))), devices),
+            device_map=device_map(_parts(meta_thinker(config_json(folder))), devices),
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,

@@ -6,7 +6,6 @@ video_SALMONN2_plus) is recorded in tests/data/video_salmonn2; what differs on p
 docs/models.md.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from avflow.workers.models.base import (
 )
 from avflow.workers.models.base import embed as embed_alone
 from avflow.workers.models.checkpoint import describing_folder, local_folder
+from avflow.workers.models.configs import config_json
 from avflow.workers.models.placement import device_map, named
 from avflow.workers.models.video_salmonn2_config import (
     MODEL_TYPES,
@@ -119,13 +119,8 @@ def describe(spec: ModelSpec) -> ModelInfo:
 def _maker(spec: ModelSpec, folder: Path) -> PromptMaker:
     """The checkpoint's tokenizer, found to agree with its config, with the spec's settings."""
     refuse_adapter(spec, folder)
-    config = _config(folder)
+    config = config_json(folder)
     return prompt_maker(spec, config, _tokenizer(spec, str(folder), config))
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config
 
 
 def load(spec: ModelSpec, devices: Sequence[str]) -> VideoSalmonn:
@@ -137,7 +132,7 @@ def load(spec: ModelSpec, devices: Sequence[str]) -> VideoSalmonn:
     info = sizes(spec)
     with local_folder(spec) as folder:
         maker = _maker(spec, folder)
-        model = _model(spec, folder, _config(folder), devices)
+        model = _model(spec, folder, config_json(folder), devices)
     text = model.model.language_model
     return VideoSalmonn(
         spec=spec,

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import Tiny
+from engine_ways import reference_inputs
 from torch import Tensor
 
 from avflow.pathways.groups import group_positions
 from avflow.pathways.layout import Layout
 from avflow.workers.engine import discard
 from avflow.workers.engine.discard import discard_prefill, timed_prefill
-from avflow.workers.engine.reference import Inputs, knocked_out, plain_probabilities
+from avflow.workers.engine.reference import knocked_out, plain_probabilities
 from avflow.workers.models.base import Decoder, Embedded
 
 N_LAYERS = 6
@@ -41,11 +42,7 @@ def embedded(layout: Layout, tiny: Tiny, random_embedded: Callable[..., Embedded
 def blocked_as_keys(tiny: Tiny, embedded: Embedded, drops: Drops) -> Tensor:
     """The unmodified model's forward, each layer after a drop with a dense mask of its own."""
     n_tokens = embedded.inputs_embeds.shape[1]
-    inputs = Inputs(
-        inputs_embeds=embedded.inputs_embeds,
-        position_ids=embedded.position_ids,
-        attention_mask=embedded.attention_mask,
-    )
+    inputs = reference_inputs(embedded)
     with ExitStack() as hooks:
         for layer in range(N_LAYERS):
             edges = torch.zeros(n_tokens, n_tokens, dtype=torch.bool)

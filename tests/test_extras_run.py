@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine_ways import reference_inputs
 from test_run_unit import N_LAYERS, InMemory, curve, mistaken, model, run, unit
 from torch import Tensor
 
@@ -20,7 +21,6 @@ from avflow.pathways.pathway import Pathway
 from avflow.workers import extras
 from avflow.workers.engine import probes
 from avflow.workers.engine.reference import (
-    Inputs,
     edges_between,
     knocked_out,
     plain_probabilities,
@@ -93,11 +93,7 @@ def blocked(model: InMemory, groups: Sequence[tuple[str, str]], layers: Sequence
         edges |= edges_between(
             model.layout.n_tokens, at(model.layout, sources), at(model.layout, targets)
         )
-    inputs = Inputs(
-        inputs_embeds=model.embedded.inputs_embeds,
-        position_ids=model.embedded.position_ids,
-        attention_mask=model.embedded.attention_mask,
-    )
+    inputs = reference_inputs(model.embedded)
     with ExitStack() as hooks:
         for layer in layers:
             hooks.enter_context(knocked_out(model.hf_model, edges, layer, 1))

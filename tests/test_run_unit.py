@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine_ways import reference_inputs
 from unit_runs import BUDGET, EVERY_CURVE, N_LAYERS, curve, curves_of, unit
 
 from avflow.datasets.sample import Sample
@@ -67,11 +68,7 @@ def model(tiny_thinker, random_layout, random_embedded) -> InMemory:
     tiny = tiny_thinker()
     layout = random_layout("single_video", 110, 1)
     embedded = random_embedded(layout, tiny, 1)
-    inputs = reference.Inputs(
-        inputs_embeds=embedded.inputs_embeds,
-        position_ids=embedded.position_ids,
-        attention_mask=embedded.attention_mask,
-    )
+    inputs = reference_inputs(embedded)
     top = int(reference.plain_probabilities(tiny.hf_model, inputs).argmax())
     others = [token for token in (3, 5, 7, 9) if token != top][:3]
     tokens = [*others[: layout.answer], top, *others[layout.answer :]]
@@ -114,11 +111,7 @@ def test_every_curve_once_and_the_sample_last(model: InMemory) -> None:
 
 
 def test_numbers_are_the_references(model: InMemory) -> None:
-    inputs = reference.Inputs(
-        inputs_embeds=model.embedded.inputs_embeds,
-        position_ids=model.embedded.position_ids,
-        attention_mask=model.embedded.attention_mask,
-    )
+    inputs = reference_inputs(model.embedded)
     events = run(model, unit(EVERY_CURVE))
     done = curves_of(events)["audio_to_question/k3/letter"]
     ends = [group_positions(model.layout, name).tolist() for name in ("audio", "question")]

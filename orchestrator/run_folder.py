@@ -9,13 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
+from typing import BinaryIO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from avflow.orchestrator.config import SweepConfig
 from avflow.orchestrator.data import LoadedDataset
 from avflow.orchestrator.errors import ConfigError, IdentityMismatch, StoreError
-from avflow.orchestrator.identity import differences, identity_fields
+from avflow.orchestrator.identity import canonical_json, differences, identity_fields
 from avflow.orchestrator.load import parse
 from avflow.orchestrator.lock import driver, hold
 from avflow.orchestrator.parts import serialise, write_atomically
@@ -27,6 +30,7 @@ from avflow.orchestrator.version import commit
 __all__ = ["claim", "driver", "hold", "record_session", "sessions", "stored_config", "to_yaml"]
 
 _PACKAGES = ("avflow", "torch", "transformers", "ray", "numpy", "pyarrow", "polars", "av")
+_IDENTITY = b"avflow.identity"  # in the plan's footers: what the folder's rows were made with
 _HEADER = """\
 # Written by avflow: the sweep as it was resolved. It is itself a sweep file, and gives the same
 # cells in another run folder: avflow sweep {name} --run ANOTHER_FOLDER
@@ -37,15 +41,19 @@ def claim(paths: RunPaths, plan: Plan) -> None:
     """Write the resolved sweep and its plan. Call it with the folder held.
 
     Raises IdentityMismatch, with the fields that differ, when the folder is another sweep's.
-    sweep.yaml is written again only if run-time fields changed (`limit`, above all).
+    sweep.yaml is written again only if run-time fields changed (`limit`, above all). It may have
+    been edited by hand, so the plan holds the identity, too.
     """
+    _refuse_another(paths, plan.config)
     text = _HEADER.format(name=paths.sweep.name) + to_yaml(plan.config)
     try:
         if not paths.sweep.exists() or _changed(paths, plan.config):
             write_atomically(paths.sweep, text.encode(), paths.temporary)
         _sweep_away_drafts(paths)
+        footer = {_IDENTITY: canonical_json(identity_fields(plan.config)).encode()}
         for path, table in plan_tables(paths, plan):
-            write_atomically(path, serialise(table), paths.temporary)
+            stamped = table.replace_schema_metadata(footer)
+            write_atomically(path, serialise(stamped), paths.temporary)
     except OSError as error:
         raise ConfigError(f"run folder {paths.root} can't be written: {error}") from error
 
@@ -86,12 +94,22 @@ def record_session(paths: RunPaths, plan: Plan, argv: Sequence[str]) -> None:
         "counts": asdict(plan.counts()),
     }
     try:
-        with paths.provenance.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with paths.provenance.open("a+b") as file:
+            if _is_torn(file):
+                file.write(b"\n")
+            file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise ConfigError(f"run folder {paths.root} can't be written: {error}") from error
+
+
+def _is_torn(file: BinaryIO) -> bool:
+    """Whether the last line has no end: its driver was killed, and this one must not go with it."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def _as_read(loaded: LoadedDataset) -> dict[str, object]:
@@ -118,16 +136,37 @@ def sessions(paths: RunPaths) -> list[Mapping[str, object]]:
     return lines
 
 
+def _refuse_another(paths: RunPaths, config: SweepConfig) -> None:
+    """Raises IdentityMismatch when the folder's rows were made for another sweep."""
+    theirs: list[tuple[object, str, str]] = []
+    if paths.sweep.exists():
+        theirs.append((identity_fields(stored_config(paths)), "the folder's", ""))
+    if (planned := _planned_identity(paths)) is not None:
+        mend = f"put {paths.sweep} back as it was if that was edited, or "
+        theirs.append((planned, "that of the rows there", mend))
+    # Through JSON, as one of them has come: a tuple there is a list here.
+    mine = json.loads(canonical_json(identity_fields(config)))
+    for identity, whose, mend in theirs:
+        found = list(differences(mine, json.loads(canonical_json(identity))))
+        if found:
+            raise IdentityMismatch(
+                f"{paths.root} holds the results of another sweep. What differs (this sweep's, "
+                f"then {whose}):\n  " + "\n  ".join(found) + f"\n{mend}give another --run folder"
+            )
+
+
+def _planned_identity(paths: RunPaths) -> object:
+    """None in a folder without a whole plan, or of a version that did not keep it."""
+    try:
+        footer = pq.read_metadata(paths.units).metadata or {}
+    except (OSError, pa.ArrowException):
+        return None
+    return json.loads(footer[_IDENTITY]) if _IDENTITY in footer else None
+
+
 def _changed(paths: RunPaths, config: SweepConfig) -> bool:
-    """Whether run-time fields differ. Raises IdentityMismatch when others do."""
-    stored = stored_config(paths)
-    found = list(differences(identity_fields(config), identity_fields(stored)))
-    if found:
-        raise IdentityMismatch(
-            f"{paths.root} holds the results of another sweep. What differs (this sweep's, then "
-            "the folder's):\n  " + "\n  ".join(found) + "\ngive another --run folder"
-        )
-    return stored.model_dump() != config.model_dump()
+    """Whether run-time fields differ."""
+    return stored_config(paths).model_dump() != config.model_dump()
 
 
 def _sweep_away_drafts(paths: RunPaths) -> None:

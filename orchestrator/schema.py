@@ -306,8 +306,8 @@ def failure_row(decision: Decision, *, worker: str, at: datetime) -> Columns:
         "stage": failure.stage,
         "kind": decision.kind.value,
         "error": failure.error,
-        "message": failure.message,
-        "traceback": failure.traceback,
+        "message": _storable(failure.message),
+        "traceback": _storable(failure.traceback),
         "action": decision.action.value,
         "worker": worker,
         "node": worker.rpartition(":")[0] or worker,
@@ -316,3 +316,8 @@ def failure_row(decision: Decision, *, worker: str, at: datetime) -> Columns:
         "terminal": decision.terminal,
     }
     return {name: [value] for name, value in row.items()}
+
+
+def _storable(text: str) -> str:
+    """As Arrow takes it: what is no Unicode (bytes of a file's name, above all) is spelled out."""
+    return text.encode(errors="backslashreplace").decode()

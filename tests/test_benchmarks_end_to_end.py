@@ -168,7 +168,7 @@ def sweep_file(
 @pytest.fixture
 def avflow(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("avflow.orchestrator.tracking.publish", lambda paths, config: None)
-    monkeypatch.setattr("avflow.orchestrator.cli._report", lambda run: "")
+    monkeypatch.setattr("avflow.orchestrator.cli_runs.draw", lambda run: "")
 
     def run(*words: object) -> tuple[int, str]:
         done = in_process.avflow(*words, columns=300)

@@ -6,8 +6,8 @@ And what they can read afterwards: a log of JSON lines in the run folder, one fi
 import json
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichBars
 
 PLAIN_EVERY_S = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +177,34 @@ class Live:
     def close(self) -> None:
         """Draw the last state and give the terminal back."""
         self._bars.stop()
+
+
+class Enduring:
+    """Another display, whose end is not the sweep's: overnight a terminal or a pipe may go."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+
+    def show(self, snapshot: Snapshot, now: float) -> None:
+        """Pass it on."""
+        self._try(lambda shown: shown.show(snapshot, now))
+
+    def say(self, text: str) -> None:
+        """Pass it on."""
+        self._try(lambda shown: shown.say(text))
+
+    def close(self) -> None:
+        """Pass it on."""
+        self._try(lambda shown: shown.close())
+
+    def _try(self, act: Callable[[Progress], None]) -> None:
+        try:
+            act(self._shown)
+        except (OSError, ValueError) as error:  # gone; closed
+            gone, self._shown = self._shown, Silent()
+            logger.warning("nothing more is shown: %s", error)
+            with suppress(OSError, ValueError):
+                gone.close()  # it holds what others print
 
 
 def open_progress(stream: TextIO | None = None) -> Progress:

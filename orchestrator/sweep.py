@@ -23,7 +23,7 @@ from avflow.orchestrator.metrics import Metered
 from avflow.orchestrator.paths import RunPaths, quoted
 from avflow.orchestrator.plan import Plan, build_plan
 from avflow.orchestrator.policy import FailurePolicy
-from avflow.orchestrator.progress import Progress, duration, log_file, open_progress
+from avflow.orchestrator.progress import Enduring, Progress, duration, log_file, open_progress
 from avflow.orchestrator.queue import WorkQueue
 from avflow.orchestrator.refusals import refused_prompts
 from avflow.orchestrator.run_folder import claim, hold, record_session
@@ -145,7 +145,7 @@ def _run(
 ) -> Outcome:
     execution = plan.config.execution
     policy = FailurePolicy(budgets=execution.retries.budgets())
-    shown = open_progress() if progress is None else progress
+    shown: Progress = Enduring(open_progress() if progress is None else progress)
     try:
         executor = _executor(plan.config)
         if execution.executor == "ray":

@@ -1,9 +1,6 @@
 """Whole sweeps with interventions and probes: planned, run, killed, resumed, counted."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from kill_steps import harness
 from tiny_sweep import write_sweep
 
 from avflow.orchestrator.config import load_config
@@ -23,8 +21,6 @@ from avflow.orchestrator.stored import stored_state
 from avflow.orchestrator.sweep import SweepOutcome, plan_sweep, run_sweep
 from avflow.orchestrator.views import show_status
 from avflow.orchestrator.views_plan import show_plan
-
-HARNESS = Path(__file__).with_name("kill_harness.py")
 
 INTERVENTIONS: list[dict[str, Any]] = [
     {
@@ -320,32 +316,17 @@ def test_killed_anywhere_and_resumed_gives_equal_rows(
     place: Path, whole: Path, tmp_path: Path
 ) -> None:
     expected, keys = tables(whole), stored_state(RunPaths(whole)).curves
-    with subprocess.Popen(
-        [sys.executable, str(HARNESS), str(place / "sweep.yaml")],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as harness:
-        assert harness.stdin is not None
-        assert harness.stdout is not None
-
-        def step(folder: Path, **at: str) -> dict[str, Any]:
-            print(json.dumps({"run": str(folder), **at}), file=harness.stdin, flush=True)
-            found: dict[str, Any] = json.loads(harness.stdout.readline())
-            return found
-
+    with harness(place / "sweep.yaml") as run_step:
         for moment in ("curve:5", "curve:13", "torn:9", "renamed:8", "sample:2"):
             folder = tmp_path / moment.replace(":", "-")
-            assert step(folder, at=moment)["ended"] == -9, moment
+            assert run_step({"run": str(folder), "at": moment})["ended"] == -9, moment
             kept = stored_state(RunPaths(folder)).curves
-            resumed = step(folder)
+            resumed = run_step({"run": str(folder)})
             assert resumed["ended"] == 0, moment
             assert {f"{unit} {key}" for unit, key in kept}.isdisjoint(resumed["curves"]), moment
             assert stored_state(RunPaths(folder)).curves == keys, moment
             for one, other in zip(expected, tables(folder), strict=True):
                 assert one.equals(other), moment
-        harness.stdin.close()
 
 
 def test_what_fails_is_named_and_taken_up_again_when_mended(

@@ -1,18 +1,14 @@
 """The driver is killed at any moment: what was stored is whole, and the next run does the rest."""
 
-import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kill_steps import harness
 from tiny_sweep import write_sweep
 
-HARNESS = Path(__file__).with_name("kill_harness.py")
 SIGKILLED = -9
 Steps = Callable[[Sequence[dict[str, str]]], list[dict[str, Any]]]
 
@@ -21,25 +17,8 @@ Steps = Callable[[Sequence[dict[str, str]]], list[dict[str, Any]]]
 def steps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Steps]:
     """Run steps, one after the other, in one harness; see there."""
     config = write_sweep(tmp_path_factory.mktemp("kill"))
-    with subprocess.Popen(
-        [sys.executable, str(HARNESS), str(config)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as harness:
-        assert harness.stdin is not None
-        assert harness.stdout is not None
-
-        def run(wanted: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
-            answers = []
-            for step in wanted:
-                print(json.dumps(step), file=harness.stdin, flush=True)
-                answers.append(json.loads(harness.stdout.readline()))
-            return answers
-
-        yield run
-        harness.stdin.close()
+    with harness(config) as run:
+        yield lambda wanted: [run(step) for step in wanted]
 
 
 @pytest.fixture(scope="module")

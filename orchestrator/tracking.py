@@ -74,7 +74,6 @@ class PublishReport:
     """What `publish` did: numbers of MLflow runs."""
 
     uri: str
-    experiment_id: str
     created: int
     replaced: int
     unchanged: int
@@ -104,7 +103,6 @@ def publish(paths: RunPaths, config: SweepConfig) -> PublishReport:
         done = Counter(shelf.put(draft) for draft in drafts)
     return PublishReport(
         uri=uri,
-        experiment_id=shelf.experiment_id,
         created=done["created"],
         replaced=done["replaced"],
         unchanged=done["unchanged"],

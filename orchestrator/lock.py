@@ -104,6 +104,25 @@ def _claimed(paths: RunPaths) -> Iterator[None]:
 
 def _refuse_unless_dead(paths: RunPaths) -> None:
     """Remove the claim of a process of this machine that has ended."""
+    _judge(paths)
+    # By now another driver may have removed it and claimed the folder: whoever removes judges again
+    # where no other does.
+    removing = paths.claim.with_name(f"{paths.claim.name}.removing")
+    try:
+        removing.open("x").close()
+    except FileExistsError as error:
+        raise RunLocked(
+            f"{paths.root} is being claimed by another driver; if none runs, remove {removing}"
+        ) from error
+    try:
+        _judge(paths)
+        paths.claim.unlink(missing_ok=True)
+    finally:
+        removing.unlink()
+
+
+def _judge(paths: RunPaths) -> None:
+    """Raises RunLocked unless there is no claim, or that of a process here that has ended."""
     try:
         said = json.loads(paths.claim.read_text(encoding="utf-8"))
         host, pid = str(said["host"]), int(said["pid"])
@@ -112,7 +131,6 @@ def _refuse_unless_dead(paths: RunPaths) -> None:
     except (ValueError, KeyError):
         host, pid = "?", 0  # it is being written, or was torn
     if host == socket.gethostname() and not _runs(pid):
-        paths.claim.unlink(missing_ok=True)
         return
     raise RunLocked(
         f"{paths.root} is being written by process {pid} on {host}; wait for it to end, or stop "

@@ -161,7 +161,7 @@ def test_the_plan_shows_them(place: Path, capsys: pytest.CaptureFixture[str]) ->
     text = capsys.readouterr().out
     assert "\n16 interventions and 10 probes, each on one sample\n" in text
     assert [line.split() for line in text.splitlines() if "mask/video_for_text" in line] == [
-        ["tiny", "testbed", "sight", "mask/video_for_text", "2-3", "2"]
+        ["mask/video_for_text", "2-3", "1", "2"]  # of one task, on two samples
     ]
     show_plan(plan, as_json=True)
     assert json.loads(capsys.readouterr().out)["interventions"] == 16

@@ -106,7 +106,12 @@ def draw(run: Path, *, only: str | None = None, correct: bool = True) -> str:
             f"mended, `avflow report {run}`"
         ) from error
     page = report_folder(paths, outcome) / PAGE
-    return f"\nWhat was found:\n{words(outcome)}\n\nreport:   {page}"
+    of = "rightly" if correct else "wrongly"
+    found = words(outcome) or (
+        f"nothing: no curve of {of} answered samples is complete"
+        + ("" if correct else "; they take an experiment with `samples: all`")
+    )
+    return f"\nWhat was found:\n{found}\n\nreport:   {page}"
 
 
 @app.command(rich_help_panel=LOOK)

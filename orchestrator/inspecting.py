@@ -86,7 +86,7 @@ def _show_layout(console: Console, prepared: Prepared) -> None:
     console.print(f"{prepared.layout.n_tokens} tokens; answer {sample.answer_letter}\n")
     console.print(_shortened(prepared.prompt), soft_wrap=True)
     console.print()
-    table = plain_table("segment", "span", "tokens", "groups", "starts with")
+    table = plain_table("segment", "span", "size", "groups", "starts with")
     for row in layout_rows(prepared):
         span, groups = f"[{row.start}, {row.stop})", ", ".join(row.groups)
         text = _shortened(row.text).replace("\n", "\\n")

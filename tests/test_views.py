@@ -34,12 +34,11 @@ ROOT = Path(__file__).parents[1]
 TERMINAL = {"TTY_COMPATIBLE": "1", "COLUMNS": "80", "TERM": "dumb"}
 
 
-def on_a_terminal(*words: str) -> str:
+def on_a_terminal(*words: object) -> str:
     """What the command prints on one of 80 columns."""
     with patch.dict("os.environ", TERMINAL):
         done = avflow(*words, columns=80)
     assert done.returncode == 0, done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= 80
     return done.stdout
 
 
@@ -144,6 +143,7 @@ def test_a_plan_of_the_papers_size_folds_nowhere_on_80_columns() -> None:
 
 def test_a_plan_of_tables_and_discards_folds_nowhere_on_80_columns() -> None:
     said = on_a_terminal("plan", str(ROOT / "configs" / "figures" / "table4.yaml"))
+    assert max(map(len, said.splitlines())) <= 80
     lines = [line.split() for line in said.splitlines()]
     assert ["discard/discard_question", "29", "5", "1,104"] in lines
     assert ["Attribute", "Recognition", "204", "0", "0", "0"] in lines
@@ -186,3 +186,16 @@ def test_findings_from_few_samples_say_so(tmp_path: Path) -> None:
     fill(RunPaths(tmp_path), make_plan())
     done = avflow("report", tmp_path)
     assert "mind: Some of these curves stand on 4 videos: bands of fewer than 20" in done.stdout
+
+
+def test_a_report_of_nothing_says_what_it_takes(tmp_path: Path) -> None:
+    fill(RunPaths(tmp_path), make_plan())
+    done = avflow("report", tmp_path, "--wrong")
+    assert "nothing: no curve of wrongly answered samples is complete" in done.stdout
+    assert "`samples: all`" in done.stdout
+
+
+def test_names_of_groups_can_be_copied_from_80_columns() -> None:
+    said = on_a_terminal("inspect", ROOT / "configs" / "demo.yaml", "--sample", "match_image")
+    assert said.split().count("incorrect_candidates") == 3
+    assert "<|vision_eos|>3." in said

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import engine_ways
 from engine_ways import (
     BUDGET,
     TOLERANCE,
@@ -26,7 +27,7 @@ from avflow.pathways.pathway import (
     causal_blocked_edges,
     first_target,
 )
-from avflow.workers.engine import backends, flex, reference
+from avflow.workers.engine import backends, flex, flex_kernel, reference
 from avflow.workers.engine.attention import NAME, replaying
 from avflow.workers.engine.baseline import run_baseline
 from avflow.workers.engine.plan import compose_batches
@@ -156,9 +157,12 @@ def test_any_set_of_layers_from_4_to_40(tiny_thinker, random_layout, random_embe
 def test_the_block_mask_backend_agrees_with_the_reference(
     tiny_thinker, random_layout, random_embedded, kind, monkeypatch
 ) -> None:
-    """The same masks as on CUDA, through FlexAttention as it runs without its compiler."""
-    monkeypatch.setattr(flex, "works_on", lambda device: True)
-    monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
+    """The same masks as on CUDA, through FlexAttention as it runs without its compiler: over all
+    edges of a batch's rows, so with small blocks and few rows at a time."""
+    monkeypatch.setattr(flex, "BLOCK", 16)
+    monkeypatch.setattr(engine_ways, "BUDGET", 2**18)
+    monkeypatch.setattr(flex_kernel, "possible_on", lambda device: True)
+    monkeypatch.setattr(flex_kernel, "kernel_for", lambda device, heads: flex_attention)
     monkeypatch.setattr(backends, "MANY_PARTS", 0)
     tiny = tiny_thinker(n_layers=6, seed=21)
     layout = random_layout(kind, 110, 21)

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from avflow.pathways import catalogue
 from avflow.pathways.layout import Layout
 from avflow.pathways.pathway import blocked_segments, first_target
-from avflow.workers.engine import flex, sdpa
+from avflow.workers.engine import flex, flex_kernel, sdpa
 from avflow.workers.engine.reads import Span, plan_reads
 from avflow.workers.engine.rows import target_spans
 
@@ -33,7 +33,7 @@ def test_one_compilation_serves_prompts_pathways_and_rows(random_layout) -> None
     lengths left open, and run without the last step, for which a GPU is needed."""
     torch._dynamo.reset()
     counters.clear()
-    kernel = flex.compiled("aot_eager")
+    kernel = flex_kernel.compiled("aot_eager", {})
     generator = torch.Generator().manual_seed(1)
 
     def numbers(*shape: int) -> Tensor:

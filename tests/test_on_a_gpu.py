@@ -19,7 +19,7 @@ from avflow.pathways import catalogue
 from avflow.pathways.layout import LayoutKind
 from avflow.workers import models
 from avflow.workers.encoders import EncoderCache
-from avflow.workers.engine import flex, kernel_check
+from avflow.workers.engine import flex_kernel, kernel_check
 from avflow.workers.models.base import LoadedModel, ModelSpec
 from avflow.workers.models.tiny import build_tiny_checkpoint
 from avflow.workers.protocol import (
@@ -53,7 +53,7 @@ def checkpoints(tmp_path_factory: Any) -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Kernels are tried on this device as on any; the compiled one has no stand-in."""
-    monkeypatch.setattr(flex, "works_on", lambda device: False)
+    monkeypatch.setattr(flex_kernel, "kernel_for", lambda device, heads: None)
     kernel_check.fits.cache_clear()
     yield
     kernel_check.fits.cache_clear()

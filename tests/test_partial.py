@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from avflow.pathways import catalogue
 from avflow.pathways.pathway import blocked_segments, first_target
-from avflow.workers.engine import backends, flex, flex_check, kernel_check, partial, sdpa
+from avflow.workers.engine import backends, flex, flex_kernel, kernel_check, partial, sdpa
 from avflow.workers.engine.partial import (
     merge_into,
     partial_attention,
@@ -159,33 +159,82 @@ def test_both_backends_give_the_same_for_every_pathway(random_layout, kind, join
         assert (mine - theirs).abs().max() <= 3e-6, pathway.name
 
 
+HEADS = flex_kernel.Heads(n=4, kv=2, size=64, dtype=torch.bfloat16)
+
+
 def test_the_example_that_decides_for_the_compiled_backend_is_near_and_can_fail() -> None:
-    assert flex_check.difference(CPU, flex_attention) <= 0.05
+    assert flex_kernel.difference(CPU, flex_attention, HEADS) <= 0.05
 
     def unmasked(query, key, value, *, block_mask, **rest):
         return flex_attention(query, key, value, **rest)
 
-    assert flex_check.difference(CPU, unmasked) > 0.3
-    assert not flex.works_on(CPU)
+    assert flex_kernel.difference(CPU, unmasked, HEADS) > 0.3
+    assert not flex_kernel.possible_on(CPU)
+
+
+def test_a_kernel_that_is_wrong_is_not_used(monkeypatch) -> None:
+    asked = []
+
+    def wrong(compiler, settings):
+        asked.append(settings)
+
+        def unmasked(query, key, value, *, block_mask, **rest):
+            return flex_attention(query, key, value, **rest)
+
+        return unmasked
+
+    monkeypatch.setattr(flex_kernel, "compiled", wrong)
+    flex_kernel.kernel_for.cache_clear()
+    with pytest.warns(UserWarning, match="FlexAttention is not used on cpu .* wrong by"):
+        assert flex_kernel.kernel_for(CPU, HEADS) is None
+    assert asked == list(flex_kernel.SETTINGS)
+    flex_kernel.kernel_for.cache_clear()
+
+
+def test_where_more_memory_is_asked_than_a_card_has_less_is_asked(monkeypatch) -> None:
+    def choosy(compiler, settings):
+        def kernel(*arguments, **options):
+            if not settings:
+                raise RuntimeError("out of resource: shared memory")
+            return flex_attention(*arguments, **options)
+
+        return kernel
+
+    monkeypatch.setattr(flex_kernel, "compiled", choosy)
+    flex_kernel.kernel_for.cache_clear()
+    kernel = flex_kernel.kernel_for(CPU, HEADS)
+    assert kernel is not None
+    assert flex_kernel.difference(CPU, kernel, HEADS) <= 0.05
+    flex_kernel.kernel_for.cache_clear()
 
 
 def test_what_cannot_be_compiled_goes_by_parts(random_layout, monkeypatch) -> None:
     layout = random_layout("single_video", 100, 2)
-    monkeypatch.setattr(flex, "works_on", lambda device: True)
+    monkeypatch.setattr(flex_kernel, "possible_on", lambda device: True)
     monkeypatch.setattr(backends, "MANY_PARTS", 0)
+    flex_kernel.kernel_for.cache_clear()
     view = backends.plan_view(layout, None, ((60, 100),), 60, CPU)
     assert view.blocks is not None
     generator = torch.Generator().manual_seed(3)
     query = numbers(generator, 2, 4, 40, 16, dtype=torch.float32)
     own = tuple(numbers(generator, 2, 2, 40, 16, dtype=torch.float32) for _ in range(2))
     shared = tuple(numbers(generator, 1, 2, 60, 16, dtype=torch.float32) for _ in range(2))
-    with pytest.warns(UserWarning, match="going by parts"):  # no such kernel on a CPU
+    with pytest.warns(UserWarning, match="is not used on cpu"):  # no such kernel on a CPU
         out = backends.attend(view, query, own, shared, 0.25)
     assert torch.equal(out, sdpa.attend(view.reads, query, own, shared, 0.25))
+
+    def given_up(*arguments, **options):
+        raise flex_kernel.FailOnRecompileLimitHit("too many shapes")
+
+    monkeypatch.setattr(flex_kernel, "kernel_for", lambda device, heads: given_up)
+    with pytest.warns(UserWarning, match="too many shapes; going by parts"):
+        again = backends.attend(view, query, own, shared, 0.25)
+    assert torch.equal(again, out)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_compiled_backend_on_a_gpu() -> None:
-    assert flex_check.difference(torch.device("cuda")) <= 0.05
-    assert flex.works_on(torch.device("cuda"))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_compiled_backend_on_a_gpu(dtype) -> None:
+    heads = flex_kernel.Heads(n=16, kv=2, size=128, dtype=dtype)
+    assert flex_kernel.kernel_for(torch.device("cuda"), heads) is not None

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import masking_utils
 
-from avflow.workers.engine import flex, kernel_check, probes
+from avflow.workers.engine import flex_kernel, kernel_check, probes
 from avflow.workers.engine.discard import discard_prefill
 from avflow.workers.engine.head import last_probabilities
 from avflow.workers.engine.interface import causal_mask
@@ -145,8 +145,8 @@ def test_a_sample_takes_no_more_than_is_planned_and_nothing_of_n_by_n(
     pathways: tuple[str, ...],
     compiled: bool,
 ) -> None:
-    monkeypatch.setattr(flex, "works_on", lambda device: compiled)
-    monkeypatch.setattr(flex, "_compiled", lambda: shapes_of_flex)
+    kernel = shapes_of_flex if compiled else None
+    monkeypatch.setattr(flex_kernel, "kernel_for", lambda device, heads: kernel)
     cases, case = scripts["cases"], build(model, budget)
     shapes = case.shapes
     assert shapes.n_tokens == 11036

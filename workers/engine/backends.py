@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avflow.pathways.layout import Layout
-from avflow.workers.engine import flex, sdpa
+from avflow.workers.engine import flex, flex_kernel, sdpa
 from avflow.workers.engine.reads import Reads, Span, plan_reads
 
 MANY_PARTS = 16
@@ -39,7 +39,7 @@ def plan_view(
     reads = plan_reads(layout, blocked, queries, own_from, device)
     parts = len(reads.squares) + len(reads.rects)
     blocks = None
-    if parts > MANY_PARTS and flex.works_on(device):
+    if parts > MANY_PARTS and flex_kernel.possible_on(device):
         blocks = flex.plan_blocks(layout, blocked, queries, own_from, device)
     return View(reads=reads, blocks=blocks)
 
@@ -53,11 +53,15 @@ def attend(
 ) -> Tensor:
     """query [R, H, q, d], own [R, G, m, d], shared [1, G, s, d] -> [R, H, q, d].
 
-    A shape that FlexAttention can't be compiled for goes by parts, with a warning.
+    Where FlexAttention can't be compiled it goes by parts, with a warning.
     """
     if view.blocks is not None:
-        try:
-            return flex.attend(view.blocks, query, own, shared, scale=scale)
-        except flex.COMPILER_ERRORS as error:
-            warnings.warn(f"FlexAttention: {error}; going by parts", stacklevel=2)
+        _, n, _, size = query.shape
+        heads = flex_kernel.Heads(n=n, kv=shared[0].shape[1], size=size, dtype=query.dtype)
+        kernel = flex_kernel.kernel_for(query.device, heads)
+        if kernel is not None:
+            try:
+                return flex.attend(view.blocks, query, own, shared, scale=scale, kernel=kernel)
+            except flex_kernel.COMPILER_ERRORS as error:
+                warnings.warn(f"FlexAttention: {error}; going by parts", stacklevel=2)
     return sdpa.attend(view.reads, query, own, shared, scale)

@@ -7,8 +7,6 @@ built. Inside mixed blocks the kernel looks up the segments of query and key.
 Shapes: R rows, H heads, G key/value heads, q queries, n keys, S segments, d head size.
 """
 
-import functools
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import InductorError
-from torch.fx.experimental import _config
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
 from avflow.pathways.layout import Layout
 from avflow.workers.engine.partial import Part, merge_into
@@ -28,7 +23,6 @@ from avflow.workers.engine.reads import Span
 
 BLOCK = 128
 Kernel = Callable[..., Any]  # as flex_attention
-COMPILER_ERRORS = (TorchDynamoException, InductorError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,14 +181,13 @@ def attend(
     shared: tuple[Tensor, Tensor],
     *,
     scale: float,
-    kernel: Kernel | None = None,
+    kernel: Kernel,
 ) -> Tensor:
     """query [R, H, q, d], own [R, G, m, d], shared [1, G, s, d] -> [R, H, q, d].
 
     All rows are one sequence for the kernel, dense in memory: what differs from call to call is
-    then lengths alone, and a few compilations serve a whole sweep.
+    then lengths alone, and one compilation serves a whole sweep.
     """
-    run = kernel or _compiled()
     rows, heads, q, d = query.shape
     exact = torch.float64 if query.dtype == torch.float64 else torch.float32
     asked = _end_to_end(query, q)
@@ -202,7 +195,7 @@ def attend(
     for side, (key, value), apart in ((blocks.own, own, True), (blocks.shared, shared, False)):
         if side is None:
             continue
-        out, aux = run(
+        out, aux = kernel(
             asked, _end_to_end(key, side.n_keys), _end_to_end(value, side.n_keys),
             block_mask=_block_mask(side, rows, apart), scale=scale, enable_gqa=True,
             return_aux=AuxRequest(lse=True),
@@ -227,41 +220,3 @@ def _end_to_end(states: Tensor, n: int) -> Tensor:
 def _blocks(n: int) -> int:
     """That hold n positions. At least two: a compiler takes a length of one for a constant."""
     return max(2, -(-n // BLOCK))
-
-
-@functools.cache
-def _compiled() -> Kernel:
-    return compiled("inductor")
-
-
-def compiled(compiler: str) -> Kernel:
-    """FlexAttention through a compiler of torch's: one compilation for all lengths, since torch
-    gives up after eight."""
-    # fullgraph: what can't be compiled is an error here, never a slow pass over N x N scores.
-    kernel = torch.compile(flex_attention, dynamic=True, fullgraph=True, backend=compiler)
-
-    # Lengths that happen to be equal once would else be compiled in as equal.
-    settings: Any = _config
-    distinct: Kernel = settings.patch(use_duck_shape=False)(kernel)
-    return distinct
-
-
-@functools.cache
-def works_on(device: torch.device) -> bool:
-    """Whether the compiled kernel runs here and is right, found out once with a small example.
-
-    Where it is not (no compiler, an old card), a warning says so and the parts are used instead.
-    """
-    if device.type != "cuda":
-        return False
-    from avflow.workers.engine.flex_check import difference
-
-    try:
-        error = difference(device)
-    except Exception as problem:  # whatever a compiler may raise
-        warnings.warn(f"FlexAttention does not run on {device}: {problem}", stacklevel=2)
-        return False
-    if error > 0.05:  # two bfloat16 roundings of numbers up to 4
-        warnings.warn(f"FlexAttention is wrong by {error:.2g} on {device}; not used", stacklevel=2)
-        return False
-    return True

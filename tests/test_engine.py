@@ -1,8 +1,8 @@
 """The fast engine against the plain reference pass, on random models and prompts."""
 
+import engine_ways
 import pytest
 import torch
-import engine_ways
 from engine_ways import (
     BUDGET,
     TOLERANCE,

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import Tiny
-from engine_ways import TOLERANCE, reference_inputs, replayed
+from engine_ways import TOLERANCE, clip_of, reference_inputs, replayed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
-from test_reads import laid
 from torch import Tensor
 
 from avflow.pathways.layout import Layout
@@ -124,7 +123,7 @@ def test_any_mask_at_any_layers_in_any_budget(
         dtype="float64" if exact else "float32",
     )  # fmt: skip
     lengths = st.lists(st.integers(1, 7), min_size=1, max_size=8)
-    layout = laid(data.draw(lengths, label="segments"))
+    layout = clip_of(*data.draw(lengths, label="segments"))
     embedded = random_embedded(layout, tiny, seed)
     drawn = st.lists(knockouts(layout, n_layers), min_size=1, max_size=3)
     asked = data.draw(drawn, label="knockouts")

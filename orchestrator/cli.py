@@ -182,11 +182,18 @@ def resume(
 
 
 def _run(config: "SweepConfig", run: Path, *, only_failed: bool) -> None:
+    from avflow.orchestrator.paths import RunPaths, quoted
     from avflow.orchestrator.sweep import run_sweep
 
-    outcome = run_sweep(config, run, only_failed=only_failed)
-    if outcome.exit_status in (ExitStatus.DONE, ExitStatus.WITH_FAILURES):
-        print(cli_runs.draw(run))
+    try:
+        outcome = run_sweep(config, run, only_failed=only_failed)
+        if outcome.exit_status in (ExitStatus.DONE, ExitStatus.WITH_FAILURES):
+            print(cli_runs.draw(run))
+    except KeyboardInterrupt:  # a second Ctrl-C, or one while MLflow or the report is written
+        if RunPaths(run).sweep.is_file():
+            text = f"interrupted: what was stored is kept; go on: avflow resume {quoted(run)}"
+            print(text, file=sys.stderr)
+        raise
     print(outcome.summary)
     raise typer.Exit(outcome.exit_status)
 
@@ -227,7 +234,7 @@ def pathways() -> None:
     """The paper's 37 pathways: names, as figures print them, where the paper shows them.
 
     `video -/-> question`: the question's tokens may not read the video's. `pathways:` in a sweep
-    file adds your own.
+    file adds your own; one with a name of these takes its place.
     """
     from avflow.orchestrator import views
 

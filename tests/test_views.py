@@ -199,3 +199,18 @@ def test_names_of_groups_can_be_copied_from_80_columns() -> None:
     said = on_a_terminal("inspect", ROOT / "configs" / "demo.yaml", "--sample", "match_image")
     assert said.split().count("incorrect_candidates") == 3
     assert "<|vision_eos|>3." in said
+
+
+def test_ctrl_c_while_the_report_is_written_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, plan = RunPaths(tmp_path / "my run"), make_plan()
+    fill(paths, plan)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("avflow.orchestrator.sweep.run_sweep", interrupted)
+    done = avflow("resume", paths.root)
+    assert done.returncode == 130
+    assert f"go on: avflow resume {shlex.quote(str(paths.root))}" in done.stderr

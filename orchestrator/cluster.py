@@ -28,6 +28,9 @@ def start_ray(address: str | None) -> bool:
     meant (RAY_ADDRESS) and none was asked for.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # Else it decodes again for ever what fills a machine's memory, until the unit's deadline: how
+    # often is for `policy` to say. Ray asks the process that submits, which is this one.
+    os.environ.setdefault("RAY_task_oom_retries", "0")
     import ray
 
     if ray.is_initialized():
@@ -56,6 +59,8 @@ def _start_here() -> None:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # When memory runs out: what may be repeated first (decoding), not the models with it.
+    os.environ.setdefault("RAY_worker_killing_policy_by_group", "true")
     import ray
     from ray._private import ray_constants
     from ray._raylet import Config  # type: ignore[attr-defined]

@@ -31,7 +31,7 @@ prints a sweep file to start from; `avflow plan` it, `avflow sweep` it, and the 
 goes on where it stopped.
 
 Exit status: 0 done, 1 unexpected error, 2 usage or configuration (nothing was started),
-3 finished but something failed, 130/143 interrupted (what was done is kept).""",
+3 finished but something failed, 129/130/143 interrupted (what was done is kept).""",
 )
 
 Config = Annotated[Path, typer.Argument(help="The sweep file (YAML).", show_default=False)]
@@ -125,8 +125,9 @@ def sweep(
 ) -> None:
     """Run what the run folder lacks of a sweep. Running it again is resuming it.
 
-    For example `avflow sweep configs/demo.yaml --run runs/demo --limit 5`. Ctrl-C, or SIGTERM, lets
-    running samples finish and stores what came out; once more stops at once.
+    For example `avflow sweep configs/demo.yaml --run runs/demo --limit 5`. Ctrl-C, SIGTERM or a
+    terminal that goes away lets running samples finish and stores what came out; once more stops
+    at once.
     """
     from avflow.orchestrator.config import load_config
 

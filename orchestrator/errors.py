@@ -14,6 +14,7 @@ class ExitStatus(IntEnum):
     UNEXPECTED = 1
     CONFIGURATION = 2  # usage or configuration: nothing was started
     WITH_FAILURES = 3  # finished, but something failed for good
+    HUNG_UP = 129  # the terminal went away
     INTERRUPTED = 130
     TERMINATED = 143
 

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: the first asks to stop in order, the second stops at once."""
+"""Ctrl-C, SIGTERM and a terminal that goes away: the first asks to stop in order, the second stops
+at once."""
 
 import signal
 import threading
@@ -6,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class StopSignals:
-    """Watches for SIGINT and SIGTERM. `number` is the first that came, None so far."""
+    """Watches for SIGINT, SIGTERM and SIGHUP. `number` is the first that came, None so far."""
 
     def __init__(self, on_first: Callable[[], None]) -> None:
         """`on_first` is called from the handler: let it do little."""
@@ -24,7 +27,9 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in STOPS}
+        if before[signal.SIGHUP] is signal.SIG_IGN:  # under nohup a terminal may go
+            del before[signal.SIGHUP]
         for number in before:
             signal.signal(number, self._strike)
         try:
@@ -34,6 +39,8 @@ class StopSignals:
                 signal.signal(number, handler)
 
     def _strike(self, number: int, _frame: FrameType | None) -> None:
+        if self.number is not None and number == signal.SIGHUP:
+            return  # nobody asks twice with it: a shell and its terminal may both send one
         if self.number is not None:
             raise KeyboardInterrupt
         self.number = number

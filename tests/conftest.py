@@ -38,8 +38,8 @@ class Tiny:
 
 @pytest.fixture(scope="session")
 def tiny_thinker() -> Callable[..., Tiny]:
-    """Build a Qwen2.5-Omni thinker with random weights, ten times the usual spread, so that a
-    blocked edge moves probabilities a lot. The same arguments give the same weights."""
+    """Build a Qwen2.5-Omni thinker with random weights, `spread` times the usual one: ten, so that
+    a blocked edge moves probabilities a lot. The same arguments give the same weights."""
 
     def build(
         *,
@@ -50,6 +50,7 @@ def tiny_thinker() -> Callable[..., Tiny]:
         dtype: str = "float32",
         attention: str = "sdpa",
         seed: int = 0,
+        spread: int = 10,
     ) -> Tiny:
         import torch
         from transformers import (
@@ -106,7 +107,7 @@ def tiny_thinker() -> Callable[..., Tiny]:
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:
-                    parameter.mul_(10)
+                    parameter.mul_(spread)
         model = model.to(getattr(torch, dtype))
         text = model.get_decoder()
         decoder = Decoder(

@@ -138,7 +138,7 @@ class Striking:
         pass
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_first_signal_lets_running_units_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -150,6 +150,24 @@ def test_a_first_signal_lets_running_units_end(
     assert sorted(notes.samples) == ["u0", "u1"], "what was in flight ended, nothing else began"
     assert notes.commits == 1
     assert "stopping" in striking.said[0]
+
+
+def test_a_terminal_that_goes_hangs_up_once_and_not_under_nohup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avflow.orchestrator.coordinator.TICK_S", 0)
+    units = [unit(f"u{i}", tmp_path) for i in range(6)]
+    striking = Striking(signal.SIGHUP, signal.SIGHUP, after_curves=3)
+    outcome, notes = coordinate(units, here(), progress=striking)
+    assert outcome.signal == signal.SIGHUP
+    assert sorted(notes.samples) == ["u0", "u1"], "a second one cuts nothing short"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        outcome, notes = coordinate(units, here(), progress=Striking(signal.SIGHUP, after_curves=3))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert outcome.signal is None
+    assert len(notes.samples) == 6
 
 
 def test_a_unit_that_outlasts_the_grace_is_cut(

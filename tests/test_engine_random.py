@@ -118,9 +118,10 @@ def test_any_mask_at_any_layers_in_any_budget(
     n_layers = data.draw(st.sampled_from([4, 5, 7, 12]), label="layers")
     exact = data.draw(st.booleans(), label="float64")
     seed = data.draw(st.integers(0, 2**20), label="seed")
+    spread = data.draw(st.sampled_from([1, 10]), label="spread")
     tiny = tiny_thinker(
         n_layers=n_layers, hidden=16 * heads, heads=heads, kv_heads=kv_heads, seed=seed,
-        dtype="float64" if exact else "float32",
+        dtype="float64" if exact else "float32", spread=spread,
     )  # fmt: skip
     lengths = st.lists(st.integers(1, 7), min_size=1, max_size=8)
     layout = clip_of(*data.draw(lengths, label="segments"))
@@ -131,8 +132,10 @@ def test_any_mask_at_any_layers_in_any_budget(
     if not exact:
         found = check(tiny, embedded, layout, asked, TOLERANCE, budget)
         whole = replayed(tiny, embedded, layout, asked, WHOLE)
+        # Weights of ten times the usual spread carry rounding further than a real model's.
+        apart = 1e-6 if spread == 1 else 5e-6
         for key, probabilities in found.items():
-            assert (probabilities - whole[key]).abs().max() <= 1e-6
+            assert (probabilities - whole[key]).abs().max() <= apart
         return
     with norms_in_float64(tiny):
         check(tiny, embedded, layout, asked, 1e-10, budget)

@@ -82,7 +82,7 @@ def test_killed_again_and_again_it_still_arrives(
     assert last["cells"] == undisturbed["cells"]
 
 
-@pytest.mark.parametrize(("name", "status"), [("INT", 130), ("TERM", 143)])
+@pytest.mark.parametrize(("name", "status"), [("INT", 130), ("TERM", 143), ("HUP", 129)])
 def test_a_signal_drains_commits_and_says_so(
     steps: Steps, undisturbed: dict[str, Any], tmp_path: Path, name: str, status: int
 ) -> None:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import masking_utils
 
-from avflow.workers.engine import flex_kernel, kernel_check, probes
+from avflow.workers.engine import flex, flex_kernel, kernel_check, probes
 from avflow.workers.engine.discard import discard_prefill
 from avflow.workers.engine.head import last_probabilities
 from avflow.workers.engine.interface import causal_mask
@@ -120,7 +120,10 @@ def shapes_of_flex(query: Tensor, key: Tensor, value: Tensor, **options: Any) ->
     """What the compiled kernel hands back."""
     assert query.is_contiguous()
     assert key.is_contiguous()
-    assert options["block_mask"].shape[-2:] == (query.shape[2], key.shape[2])
+    mask = options["block_mask"]
+    assert mask.shape[-2:] == (query.shape[2], key.shape[2])
+    held = [cell.cell_contents for cell in mask.mask_mod.__closure__]
+    assert {tensor.device for tensor in (*held, mask.kv_indices)} == {query.device}
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     return torch.empty_like(query), SimpleNamespace(lse=lse)
 
@@ -173,6 +176,17 @@ def test_a_sample_takes_no_more_than_is_planned_and_nothing_of_n_by_n(
         if batch.start < LONG:  # late positions take too little to be told from rounding up
             assert replayed.peak >= 0.6 * planned
         trunk = done.trunk
+
+
+def test_a_layer_on_another_gpu_has_its_blocks_there(build: Callable[..., Any]) -> None:
+    layout, other = build("3b").layout, torch.device("cuda:1")
+    blocks = flex.plan_blocks(layout, None, ((20, layout.n_tokens),), 20, GPU)
+    query, own, shared = (
+        torch.empty(1, heads, n, 128, device=other)
+        for heads, n in ((16, layout.n_tokens - 20), (2, layout.n_tokens - 20), (2, 20))
+    )
+    out = flex.attend(blocks, query, (own, own), (shared, shared), scale=1.0, kernel=shapes_of_flex)
+    assert out.device == other
 
 
 def test_a_mask_of_n_by_n_would_be_seen(build: Callable[..., Any]) -> None:

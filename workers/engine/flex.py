@@ -8,7 +8,7 @@ Shapes: R rows, H heads, G key/value heads, q queries, n keys, S segments, d hea
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,24 @@ def _side(
         keys=looked_up(positions, np.iinfo(np.int32).max),
         closed=torch.from_numpy(blocked).to(device),
         n_keys=len(positions),
+    )
+
+
+def _on(side: _Side, device: torch.device) -> _Side:
+    """Of a model on several devices each layer has its own; all share one plan."""
+    if side.closed.device == device:
+        return side
+
+    def both(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return pair[0].to(device), pair[1].to(device)
+
+    return replace(
+        side,
+        mixed=both(side.mixed),
+        full=both(side.full),
+        queries=both(side.queries),
+        keys=both(side.keys),
+        closed=side.closed.to(device),
     )
 
 
@@ -197,7 +215,8 @@ def attend(
             continue
         out, aux = kernel(
             asked, _end_to_end(key, side.n_keys), _end_to_end(value, side.n_keys),
-            block_mask=_block_mask(side, rows, apart), scale=scale, enable_gqa=True,
+            block_mask=_block_mask(_on(side, query.device), rows, apart),
+            scale=scale, enable_gqa=True,
             return_aux=AuxRequest(lse=True),
         )  # fmt: skip
         part = (out.view(heads, rows, -1, d), aux.lse.view(heads, rows, -1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -12,6 +13,7 @@ from pydantic import (
     PrivateAttr,
     ValidationError,
 )
+from pydantic import field_validator as _field_validator
 from pydantic import model_validator as _model_validator
 
 from avflow.datasets.media_spec import DECODE_TIMEOUT_S
@@ -215,11 +217,31 @@ class ExecutionConfig(Strict):
     last bits of float32: identity."""
 
 
+STORES = frozenset({"file", "sqlite", "postgresql", "mysql", "mssql", "http", "https",
+                    "databricks", "databricks-uc", "uc"})  # fmt: skip
+"""What MLflow's tracking URIs begin with, plug-ins apart."""
+
+
 class MlflowConfig(Strict):
     """Where curves are published."""
 
     tracking_uri: RunTime[Where | None] = None
     """Any MLflow tracking URI; null: an SQLite store in the run folder (keep that off NFS)."""
+
+    @_field_validator("tracking_uri")
+    @classmethod
+    def _has_a_store(cls, uri: str | None) -> str | None:
+        if uri is None:
+            return None
+        scheme, colon, rest = uri.partition(":")
+        kind = scheme.partition("+")[0] if colon else "file"  # sqlite, postgresql+psycopg, ...
+        plugins = entry_points(group="mlflow.tracking_store").names
+        if kind not in STORES | plugins or (kind == "sqlite" and not rest.startswith("///")):
+            raise ValueError(
+                f"MLflow has no store at {uri!r}: give sqlite:////FOLDER/mlflow.db, "
+                "http://HOST:5000, postgresql://USER@HOST/NAME, or leave it out"
+            )
+        return uri
 
 
 class RecordedIdentity(Strict):

@@ -116,6 +116,9 @@ def test_the_commented_interventions_and_probes_of_the_demo_work(tmp_path: Path)
         ("windows: [3]", "center_layers: [-1]", "experiments[0].center_layers"),
         ("qwen2_5_omni", "qwen25omni", ":4: models[0].family: unknown model family 'qwen25omni'; "
          "did you mean 'qwen2_5_omni'?"),
+        ("name: try\n", "name: try\nmlflow: {tracking_uri: 'sqlit:///a.db'}\n",
+         ":2: mlflow.tracking_uri: MLflow has no store at 'sqlit:///a.db': give sqlite:////"),
+        ("name: try\n", "name: try\nmlflow: {tracking_uri: 'sqlite://a.db'}\n", "MLflow has no"),
         ("path: testbed", "path: ./nowhere", ":5: models[0].path: there is no folder"),
         ("path: testbed", "path: testbed\n    dtype: float16", ":6: models[0].dtype: Input should "
          "be 'float32', 'bfloat16' or 'float64'"),

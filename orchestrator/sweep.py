@@ -25,7 +25,7 @@ from avflow.orchestrator.plan import Plan, build_plan
 from avflow.orchestrator.policy import FailurePolicy
 from avflow.orchestrator.progress import Enduring, Progress, duration, log_file, open_progress
 from avflow.orchestrator.queue import WorkQueue
-from avflow.orchestrator.refusals import refused_prompts
+from avflow.orchestrator.refusals import cautions
 from avflow.orchestrator.run_folder import claim, hold, record_session
 from avflow.orchestrator.store import ResultStore
 from avflow.orchestrator.stored import StoredState, remaining, stored_state
@@ -110,7 +110,7 @@ def run_sweep(
 def _warn(plan: Plan) -> None:
     """Data that differ from the paper's are run all the same; the run folder says how they do.
     Of prompts that a model refuses it says so before each sample does."""
-    for warning in (*all_warnings(plan.datasets), *refused_prompts(plan)):
+    for warning in (*all_warnings(plan.datasets), *cautions(plan)):
         logger.warning(warning)
         print(f"warning: {warning}", file=sys.stderr)
 

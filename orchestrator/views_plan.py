@@ -33,10 +33,10 @@ def show_plan(
     """
     from avflow.orchestrator.data import all_warnings
     from avflow.orchestrator.memory import needs, too_small_here
-    from avflow.orchestrator.refusals import refused_prompts
+    from avflow.orchestrator.refusals import cautions
 
     memory = needs(plan.config, plan.models)
-    warnings = [*missing, *all_warnings(plan.datasets), *refused_prompts(plan)]
+    warnings = [*missing, *all_warnings(plan.datasets), *cautions(plan)]
     warnings += too_small_here(memory)
     costs = estimate(plan, accuracy)
     total = sum(costs.values(), Estimate())

@@ -1,4 +1,4 @@
-"""A plan says which tasks a model's family takes no prompts of."""
+"""A plan says what in it is hardly meant."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from in_process import avflow
 from salmonn import tiny_checkpoint
 
 from avflow.orchestrator.load import load
-from avflow.orchestrator.refusals import refused_prompts
+from avflow.orchestrator.refusals import cautions, refused_prompts
 from avflow.orchestrator.sweep import plan_sweep
 
 
@@ -53,3 +53,14 @@ def test_what_is_excluded_is_not_warned_of(tmp_path: Path) -> None:
     left_out = [{"models": ["salmonn"], "tasks": ["match_image"]}]
     plan = plan_sweep(load(sweep_file(tmp_path, exclude=left_out)))
     assert refused_prompts(plan) == []
+
+
+def test_a_pathway_in_the_place_of_the_papers_is_warned_of(tmp_path: Path) -> None:
+    file = sweep_file(tmp_path, models=["omni"])
+    raw = yaml.safe_load(file.read_text())
+    own = {"layout": "single_video", "sources": ["video"], "targets": ["last"]}
+    raw["pathways"] = [{"name": "video_to_question", **own}, {"name": "mine", **own}]
+    file.write_text(yaml.safe_dump(raw))
+    (warning,) = cautions(plan_sweep(load(file)))
+    assert warning.startswith("pathway video_to_question: the sweep's own definition takes")
+    assert "the place of the paper's" in " ".join(avflow("plan", file).stdout.split())

@@ -103,7 +103,7 @@ class Coordinator:
             try:
                 while not self._queue.finished and time.monotonic() < self._drain_until:
                     self._step()
-            except Exception:
+            except Exception:  # whatever it was, it is raised again: rows come first
                 with suppress(StoreError):  # the first error is the one to be told
                     self._recorder.commit()
                 raise

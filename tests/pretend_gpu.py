@@ -43,7 +43,8 @@ class OnGpu(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise NotImplementedError(f"{func} was reached with a tensor that is not there")
+        # There are no numbers below: all is computed by `_called`.
+        raise RuntimeError(f"{func} was reached with a tensor that is not there")
 
 
 class _Calls(TorchFunctionMode):

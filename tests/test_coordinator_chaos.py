@@ -45,6 +45,7 @@ def run(
     coordinator = Coordinator(
         queue=queue,
         units={one.unit_id: one for one in units},
+        # The machines ask a spec for its name alone.
         models={m: Placement(spec=SimpleNamespace(name=m), gpus=1) for m in models},  # type: ignore[arg-type]
         executor=machines,
         recorder=notes,
